@@ -1,0 +1,1 @@
+"""How each outside service is spoken to: one module per service, no Prefect, no MNIST."""

@@ -1,0 +1,76 @@
+"""Who may import whom; read from the source, for a rule that is only obeyed at run time is not one."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = ROOT / "tasks" / "training_program"
+
+LIGHT = {"tasks.training_program.hyperparameters", "tasks.training_program.dataset_files"}
+"""What of the program the flow's process may import: declarations and file formats, no Keras."""
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, wherever in it, with relative names left out."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(str(node.module))
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    found = sorted(path for path in (ROOT / folder).rglob("*.py") if PROGRAM not in path.parents)
+    assert found, f"there are no files in {folder}"
+    return found
+
+
+def top_levels(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", files("infra"), ids=lambda path: path.name)
+def test_infra_knows_neither_prefect_nor_tasks_nor_flows(path: Path) -> None:
+    assert not top_levels(path) & {"prefect", "tasks", "flows"}
+
+
+@pytest.mark.parametrize("path", files("tasks"), ids=lambda path: path.name)
+def test_tasks_do_not_import_flows(path: Path) -> None:
+    assert "flows" not in top_levels(path)
+
+
+@pytest.mark.parametrize("path", files("flows") + files("tasks") + files("infra"), ids=lambda path: path.name)
+def test_only_the_program_imports_keras_and_only_its_light_modules_are_imported(path: Path) -> None:
+    assert not top_levels(path) & {"keras", "tensorflow", "matplotlib"}
+    assert {name for name in imports(path) if name.startswith("tasks.training_program")} <= LIGHT
+
+
+@pytest.mark.parametrize("path", sorted(PROGRAM.rglob("*.py")), ids=lambda path: path.name)
+def test_the_program_imports_nothing_else_of_ours(path: Path) -> None:
+    assert not top_levels(path) & {"prefect", "ray", "flows", "tasks", "infra"}
+
+
+@pytest.mark.parametrize("path", files("flows") + files("tasks") + files("infra"), ids=lambda path: path.name)
+def test_each_service_has_one_module(path: Path) -> None:
+    homes = {"mlflow": "experiment_tracker.py", "s3fs": "object_store.py", "ray": "ray_cluster.py"}
+    for library, home in homes.items():
+        assert library not in top_levels(path) or path.name == home
+
+
+@pytest.mark.parametrize("path", files("flows") + files("tasks") + files("infra"), ids=lambda path: path.name)
+def test_only_settings_read_the_environment(path: Path) -> None:
+    reads = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    touched = {node.attr for node in reads if isinstance(node.value, ast.Name) and node.value.id == "os"}
+    assert path.name in ("settings.py", "quiet_libraries.py") or not touched & {"environ", "getenv", "putenv"}
+
+
+def test_importing_the_flow_loads_neither_tensorflow_nor_mlflow() -> None:
+    code = "import sys, flows.train_mnist; print({'tensorflow', 'keras', 'mlflow', 'ray', 's3fs'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
