@@ -1,0 +1,58 @@
+"""Patience with a store or a server that is away for a while."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .errors import ProgramError
+
+Result = TypeVar("Result")
+
+PATIENCE_SECONDS = 120.0
+"""How long an outage may last: a server's restart does, a wrong address is found in the end."""
+LONGEST_WAIT_SECONDS = 8.0
+
+
+def with_patience(action: Callable[[], Result], purpose: str, patience_seconds: float = PATIENCE_SECONDS) -> Result:
+    """Do `action`, again after 0.5, 1, 2, 4, 8, 8, ... seconds while it fails, until `patience_seconds` have passed.
+
+    What a repetition cannot mend fails at once. Raises `ProgramError` that names the `purpose` ("save ...").
+    `action` may be done twice: an answer that is lost on its way looks like a failure.
+    """
+    deadline = time.monotonic() + patience_seconds
+    wait = 0.5
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {_first_lines(error)}"
+            if _is_final(error) or time.monotonic() + wait > deadline:
+                raise ProgramError(f"Cannot {purpose}:\n{reason}") from error
+            sys.stderr.write(f"cannot {purpose} ({reason}); again in {wait:g} s\n")
+        time.sleep(wait)
+        wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+# A folder or a bucket that is not there does not appear by itself.
+_FINAL = (
+    ProgramError,
+    TypeError,
+    ValueError,
+    ImportError,
+    PermissionError,
+    FileNotFoundError,
+    NotADirectoryError,
+)
+
+
+def _is_final(error: Exception) -> bool:
+    if isinstance(error, _FINAL):
+        return True
+    # MLflow's errors carry the status of its HTTP API, whatever the store: 4xx is the request's own fault.
+    status = getattr(error, "get_http_status_code", None)
+    return status is not None and 400 <= status() < 500 and status() != 429
+
+
+def _first_lines(error: Exception) -> str:
+    return "\n".join(str(error).splitlines()[:3])
