@@ -1,0 +1,388 @@
+"""How MLflow is spoken to: runs, their files, logged models and registered model versions.
+
+MLflow's import takes 3 to 4 s, so it happens at the first use, or ahead of it by `warm_up`.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import httpx
+
+from infra.errors import TrackerError
+from infra.lock import hold
+from infra.settings import Settings, environment_unchanged, is_http, without_secrets
+
+TerminalStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+_import_lock = Lock()
+
+
+@dataclass(frozen=True)
+class Run:
+    """An MLflow run as it was when it was read."""
+
+    run_id: str
+    experiment_id: str
+    status: str
+    """RUNNING, SCHEDULED, FINISHED, FAILED or KILLED."""
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The last value of each metric."""
+    params: Mapping[str, str]
+    model_ids: tuple[str, ...]
+    """The models that the run logged; a program that was killed while it logged one, and continued, has two."""
+
+    @property
+    def model_id(self) -> str:
+        """The one that is whole, as the program's last tags say; empty if there is none."""
+        return self.tags.get("model_id", "")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model as it was when it was read."""
+
+    name: str
+    version: int
+    run_id: str
+    model_id: str
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """The address by which MLflow loads it."""
+        return f"models:/{self.name}/{self.version}"
+
+
+class ExperimentTracker:
+    """MLflow at one address. Every method raises `TrackerError` if MLflow refuses or cannot be reached."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.uri = settings.mlflow_tracking_uri
+        self._artifacts_uri = settings.mlflow_artifacts_uri
+        self._default_database = settings.home / "mlflow" / "mlflow.db"
+        self._locks_folder = settings.locks_folder
+        self._connected: Any = None
+
+    @property
+    def is_new(self) -> bool:
+        """True if the database under PIPELINE_HOME is used and nobody has used it yet."""
+        return self.uri == f"sqlite:///{self._default_database}" and not self._default_database.exists()
+
+    def check_reachable(self, timeout_seconds: float = 10) -> None:
+        """Ask a server whether it is there, without MLflow's own patience of several minutes."""
+        if not is_http(self.uri):
+            return
+        try:
+            status = httpx.get(f"{self.uri.rstrip('/')}/health", timeout=timeout_seconds).status_code
+        except httpx.HTTPError as error:
+            raise TrackerError(
+                f"The MLflow server at {without_secrets(self.uri)} does not answer ({type(error).__name__}).\n"
+                "Start it, correct MLFLOW_TRACKING_URI, or unset it to use a database under PIPELINE_HOME."
+            ) from error
+        if status in (401, 403):
+            raise TrackerError(
+                f"The MLflow server at {without_secrets(self.uri)} refuses us (HTTP {status}).\n"
+                "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+            )
+
+    def warm_up(self) -> None:
+        """Import MLflow and open its store; afterwards calls take milliseconds."""
+        with self._translated("open the store"):
+            self._client.search_experiments(max_results=1)
+
+    # Runs
+
+    def find_runs(self, experiment: str, tags: Mapping[str, str], status: str | None = None) -> list[Run]:
+        """The runs of `experiment` that have these tags and this status, newest first."""
+        with self._translated(f"search the runs of experiment {experiment}"):
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                return []
+            conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+            conditions += [f"attributes.status = '{status}'"] if status else []
+            runs = self._client.search_runs(
+                [found.experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"]
+            )
+            return [_run(run) for run in runs]
+
+    def get_run(self, run_id: str) -> Run:
+        """The run with this id."""
+        with self._translated(f"read run {run_id}"):
+            return _run(self._client.get_run(run_id))
+
+    def start_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+        """Create a run, RUNNING, and its experiment if there is none; the run's id."""
+        with self._translated(f"start a run in experiment {experiment}"):
+            run = self._client.create_run(self._experiment_id(experiment), run_name=name, tags=dict(tags))
+            return str(run.info.run_id)
+
+    def continue_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set an unfinished run to RUNNING again."""
+        with self._translated(f"continue run {run_id}"):
+            self._client.update_run(run_id, status="RUNNING")
+        self.set_tags(run_id, tags)
+
+    def end_run(self, run_id: str, status: TerminalStatus, cause: str | None = None) -> None:
+        """Give a run its terminal status; `cause` says in a line why it is not FINISHED."""
+        if cause:
+            self.set_tags(run_id, {"cause": cause})
+        with self._translated(f"end run {run_id} as {status}"):
+            self._client.set_terminated(run_id, status)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run, all at once."""
+        from mlflow.entities import RunTag
+
+        with self._translated(f"set tags of run {run_id}"):
+            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Log metrics that have one value a run."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        with self._translated(f"log metrics of run {run_id}"):
+            self._client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+
+    def metric_sum(self, run_id: str, metric: str) -> float:
+        """The sum of a metric over all its steps."""
+        with self._translated(f"read {metric} of run {run_id}"):
+            return float(sum(point.value for point in self._client.get_metric_history(run_id, metric)))
+
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        """Keep `text` with the run, as the file `path`."""
+        with self._translated(f"log {path} to run {run_id}"):
+            self._client.log_text(run_id, text, path)
+
+    def log_file(self, run_id: str, file: Path, folder: str) -> None:
+        """Keep a file with the run, in its `folder`."""
+        with self._translated(f"log {file.name} to run {run_id}"):
+            self._client.log_artifact(run_id, str(file), folder)
+
+    def read_file(self, run_id: str, path: str, scratch: Path) -> bytes:
+        """The bytes of a file that is kept with a run; `scratch` is a folder to copy it through."""
+        import mlflow.artifacts
+
+        with self._translated(f"read {path} of run {run_id}"):
+            local = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=path, dst_path=str(scratch), tracking_uri=self.uri
+            )
+            return Path(local).read_bytes()
+
+    # Models
+
+    def download_model(self, model_id: str, folder: Path) -> None:
+        """Copy every file of a logged model into `folder`."""
+        import mlflow.artifacts
+
+        with self._translated(f"download model {model_id}"):
+            mlflow.artifacts.download_artifacts(
+                f"models:/{model_id}", dst_path=str(folder), tracking_uri=self.uri, registry_uri=self.uri
+            )
+        # MLflow adds this file to what it downloads; it is not the run's, and says what the version says.
+        (folder / "registered_model_meta").unlink(missing_ok=True)
+
+    def find_version(self, name: str, run_id: str) -> Version | None:
+        """The version of model `name` that was made from this run, if there is one."""
+        with self._translated(f"search the versions of model {name}"):
+            found = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+            versions = sorted((_version(version) for version in found), key=lambda version: version.version)
+        return versions[0] if versions else None
+
+    def versions(self, name: str) -> list[Version]:
+        """Every version of model `name`, oldest first."""
+        with self._translated(f"list the versions of model {name}"):
+            found = self._client.search_model_versions(f"name = '{name}'")
+            return sorted((_version(version) for version in found), key=lambda version: version.version)
+
+    def create_version(self, name: str, run: Run, model_id: str, tags: Mapping[str, str]) -> Version:
+        """Register a run's model as a new version of `name`; the tags are there as soon as the version is."""
+        from mlflow.exceptions import MlflowException
+
+        with self._translated(f"register model {model_id} as {name}"):
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            return _version(
+                self._client.create_model_version(
+                    name, f"models:/{model_id}", run.run_id, tags=dict(tags), model_id=model_id
+                )
+            )
+
+    def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a model version."""
+        with self._translated(f"set tags of {version.uri}"):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(version.name, str(version.version), key, value)
+
+    def version_by_alias(self, name: str, alias: str) -> Version | None:
+        """The version that has this alias, if there is one."""
+        from mlflow.exceptions import MlflowException
+
+        with self._translated(f"read alias {alias} of model {name}"):
+            try:
+                return _version(self._client.get_model_version_by_alias(name, alias))
+            except MlflowException as error:
+                # An alias that nobody has set is an INVALID_PARAMETER_VALUE, a model that nobody registered
+                # does not exist; anything else is a failure.
+                if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                    return None
+                raise
+
+    def get_version(self, name: str, number: int) -> Version | None:
+        """The version of model `name` with this number, if there is one."""
+        from mlflow.exceptions import MlflowException
+
+        with self._translated(f"read version {number} of model {name}"):
+            try:
+                return _version(self._client.get_model_version(name, str(number)))
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+
+    def model_tags(self, name: str) -> dict[str, str]:
+        """The tags of a registered model; none if there is no such model."""
+        from mlflow.exceptions import MlflowException
+
+        with self._translated(f"read the tags of model {name}"):
+            try:
+                return dict(self._client.get_registered_model(name).tags)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+
+    def set_model_tag(self, name: str, key: str, value: str) -> None:
+        """Set a tag of a registered model; a database keeps 5,000 characters of its value."""
+        with self._translated(f"set the tag {key} of model {name}"):
+            self._client.set_registered_model_tag(name, key, value)
+
+    def set_alias(self, version: Version, alias: str) -> None:
+        """Let `alias` name this version, and no other."""
+        with self._translated(f"set alias {alias} to {version.uri}"):
+            self._client.set_registered_model_alias(version.name, alias, str(version.version))
+
+    # Addresses for people
+
+    def run_url(self, run: Run) -> str | None:
+        """The page of a run, where MLflow has pages."""
+        if not is_http(self.uri):
+            return None
+        return f"{without_secrets(self.uri).rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+    def version_url(self, version: Version) -> str | None:
+        """The page of a model version, where MLflow has pages."""
+        if not is_http(self.uri):
+            return None
+        return f"{without_secrets(self.uri).rstrip('/')}/#/models/{version.name}/versions/{version.version}"
+
+    @property
+    def _client(self) -> Any:
+        with _import_lock:
+            if self._connected is None:
+                with _without("pandas", "scipy", "sklearn"):
+                    import mlflow
+                logging.getLogger("mlflow").setLevel(logging.WARNING)
+                logging.getLogger("alembic").setLevel(logging.WARNING)
+                if self.is_new:
+                    self._create_default_database()
+                # Registering a model looks its files up at the process's address, whatever the client was given.
+                with environment_unchanged():
+                    mlflow.set_tracking_uri(self.uri)
+                self._connected = mlflow.MlflowClient(self.uri, self.uri)
+            return self._connected
+
+    def _create_default_database(self) -> None:
+        # MLflow takes a database with half of its tables, left by a process that was killed, for an
+        # outdated one, and refuses it for ever. So ours gets its name when it is whole.
+        with hold(self._locks_folder / "mlflow-database.lock", on_wait=lambda _: None):
+            if not self.is_new:
+                return
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            folder = self._default_database.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = folder / "unfinished.db"
+            for leftover in folder.glob("unfinished.db*"):
+                leftover.unlink()
+            store = SqlAlchemyStore(f"sqlite:///{unfinished}", (folder / "artifacts").as_uri())
+            store.engine.dispose()
+            unfinished.replace(self._default_database)
+
+    def _experiment_id(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                raise TrackerError(
+                    f"The experiment {name} at {without_secrets(self.uri)} was deleted, and MLflow keeps its name.\n"
+                    "Restore it (mlflow experiments restore), or name another with --experiment."
+                )
+            return str(found.experiment_id)
+        try:
+            location = f"{self._artifacts_uri}/{name}" if self._artifacts_uri else None
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    @contextmanager
+    def _translated(self, attempt: str) -> Iterator[None]:
+        try:
+            yield
+        except TrackerError:
+            raise
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("mlflow", "requests", "sqlalchemy", "urllib3"):
+                raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise TrackerError(
+                f"Could not {attempt} at {without_secrets(self.uri)}: {reason[0]}\n"
+                "Check that MLflow is up and that MLFLOW_TRACKING_URI names it, then run the same command again."
+            ) from error
+
+
+@contextmanager
+def _without(*packages: str) -> Iterator[None]:
+    """Let these packages look as if they were not installed, while the block imports.
+
+    MLflow is built to do without them (as mlflow-skinny), and what it takes them for, data frames, is
+    not used here. With the database store its import takes 3.0 s so, and 4.3 s with them.
+    """
+    hidden = [package for package in packages if package not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for package in hidden:
+            del sys.modules[package]
+
+
+def _run(run: Any) -> Run:
+    outputs = run.outputs.model_outputs if run.outputs else []
+    return Run(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        status=run.info.status,
+        tags=dict(run.data.tags),
+        metrics=dict(run.data.metrics),
+        params=dict(run.data.params),
+        model_ids=tuple(output.model_id for output in outputs),
+    )
+
+
+def _version(version: Any) -> Version:
+    return Version(version.name, int(version.version), version.run_id, version.model_id or "", dict(version.tags))

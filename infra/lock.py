@@ -1,0 +1,51 @@
+"""A lock between processes of this machine, which the kernel lets go when its holders have died."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def hold(path: Path, on_wait: Callable[[str], None], poll_seconds: float = 0.2) -> Iterator[int]:
+    """Hold the lock at `path` and yield its file descriptor; wait as long as another process has it.
+
+    `on_wait` is called once, with who holds it, before the wait. A child that inherits the descriptor
+    holds the lock along with us: after our death it stays locked until the child has died as well.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        waited = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waited:
+                    on_wait(os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process")
+                    waited = True
+                # Polled, for a blocked flock() in the main thread would hold up the handling of SIGTERM.
+                time.sleep(poll_seconds)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """True if some living process of this machine holds the lock at `path`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

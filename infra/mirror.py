@@ -1,0 +1,325 @@
+"""Fetch one file of known size and SHA-256 from a mirror: resumed after a break, checked before it gets its name.
+
+    MirrorError
+    ├── MirrorUnreachable    nobody answered: refused, no such name, or silence until the time limit
+    ├── MirrorInterrupted    answered, then broke off or had no time (5xx, 429): asking later may help
+    └── MirrorMismatch       answered with something else than the file: asking again does not help
+
+Their texts are reasons without the address: the caller knows it, and who may see it.
+"""
+
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from errno import EHOSTUNREACH, ENETDOWN, ENETUNREACH
+from hashlib import file_digest
+from pathlib import Path
+from re import fullmatch
+from socket import gaierror
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from infra.errors import SettingsError
+from infra.settings import is_http, without_secrets
+
+if TYPE_CHECKING:
+    import httpx
+
+PART_SUFFIX = ".part"
+CHUNK_BYTES = 1 << 18
+
+T = TypeVar("T")
+Source = tuple[int, Iterator[bytes]]
+"""Where in the file the bytes begin (0: from the start again), and the bytes."""
+
+
+class MirrorError(Exception):
+    """A mirror did not deliver the file."""
+
+
+class MirrorUnreachable(MirrorError):
+    """Nobody answered: refused, no such name, or silence until the time limit."""
+
+
+class MirrorInterrupted(MirrorError):
+    """The mirror answered, then broke off or had no time: asking later may help."""
+
+
+class MirrorMismatch(MirrorError):
+    """The mirror answered with something else than the file: asking again does not help."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait, and how often to ask again after a break."""
+
+    answer_seconds: float = 8.0
+    """From asking to the head of the answer: name, connection, encryption, redirects, all together."""
+    stall_seconds: float = 20.0
+    """Without a single byte."""
+    file_seconds: float = 1800.0
+    """For one file from one mirror, however steadily it trickles."""
+    attempts: int = 4
+    """Of one mirror; only one that has answered is asked again."""
+    pause_seconds: float = 0.5
+    """Before the second attempt; doubled before each further one."""
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def file_address(mirror: str, name: str) -> str:
+    """The address of the file `name` in the folder `mirror`: an address that fsspec opens, or a local path."""
+    scheme = urlsplit(mirror).scheme
+    if "://" not in mirror or scheme == "file":
+        # fsspec takes %20 in a file's address for three characters.
+        folder = mirror if "://" not in mirror else unquote(urlsplit(mirror).path)
+        return str(Path(folder).expanduser().absolute() / name)
+    if is_http(mirror):
+        parts = urlsplit(mirror)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+    return f"{mirror.rstrip('/')}/{name}"
+
+
+def fetch_file(
+    address: str,
+    target: Path,
+    size: int,
+    sha256: str,
+    *,
+    check: Callable[[Path], None] = lambda path: None,
+    report: Callable[[int], None] = lambda have: None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> None:
+    """Bring the file at `address` to `target`, which appears whole and checked or not at all.
+
+    What has arrived lies beside it as `NAME.part`; one that an earlier process left is continued.
+    The caller sees to it that no two processes work on one target at a time. `check` may raise
+    `MirrorMismatch` on what it finds in the whole file; `report` is told how many bytes are there.
+
+    Raises a `MirrorError`, `SettingsError` for an address that cannot be opened, `OSError` if this
+    machine cannot keep the file.
+    """
+    part = target.with_name(target.name + PART_SUFFIX)
+    for clean in (False, True):
+        resumed = _receive(address, part, size, report, limits)
+        try:
+            _check(part, sha256, check)
+            break
+        except MirrorMismatch:
+            part.unlink()
+            # The pieces may be of two different files: only a file in one piece speaks for the mirror.
+            if clean or not resumed:
+                raise
+    part.replace(target)
+
+
+def _receive(address: str, part: Path, size: int, report: Callable[[int], None], limits: Limits) -> bool:
+    """Ask until `part` has `size` bytes; true if it was put together from more than one answer."""
+    deadline = time.monotonic() + limits.file_seconds
+    resumed = _size(part) > 0
+    answered = False
+    for attempt in range(limits.attempts):
+        if _size(part) == size:
+            report(size)
+            return resumed
+        if attempt:
+            time.sleep(limits.pause_seconds * 2 ** (attempt - 1))
+            resumed = resumed or _size(part) > 0
+        try:
+            with _open(address, _size(part), size, limits) as (start, chunks):
+                answered = True
+                _append(part, start, chunks, size, deadline, report)
+            return resumed
+        except (MirrorUnreachable, MirrorInterrupted) as error:
+            answered = answered or isinstance(error, MirrorInterrupted)
+            if not answered:
+                raise
+            last = error
+            if time.monotonic() > deadline:
+                break
+    raise MirrorInterrupted(f"{last}; {_size(part):,} of {size:,} bytes are here, attempt {attempt + 1}") from last
+
+
+def _append(
+    part: Path, start: int, chunks: Iterator[bytes], size: int, deadline: float, report: Callable[[int], None]
+) -> None:
+    with part.open("ab") as file:
+        file.truncate(start)
+        have = start
+        report(have)
+        for chunk in chunks:
+            if have + len(chunk) > size:
+                part.unlink()
+                raise MirrorMismatch(f"sends more than the {size:,} bytes expected")
+            file.write(chunk)
+            have += len(chunk)
+            report(have)
+            if time.monotonic() > deadline:
+                raise MirrorInterrupted("too slow")
+    if have < size:
+        looks = _looks(part)
+        part.unlink()
+        raise MirrorMismatch(f"is truncated: ends after {have:,} of {size:,} bytes{looks}")
+
+
+def _check(path: Path, sha256: str, check: Callable[[Path], None]) -> None:
+    with path.open("rb") as file:
+        found = file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise MirrorMismatch(f"has SHA-256 {found}, expected {sha256}{_looks(path)}")
+    check(path)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _looks(path: Path) -> str:
+    with path.open("rb") as file:
+        return " (it begins like a web page)" if file.read(1) == b"<" else ""
+
+
+def _open(address: str, offset: int, size: int, limits: Limits) -> AbstractContextManager[Source]:
+    if is_http(address):
+        return _open_http(address, offset, size, limits)
+    return _open_fsspec(address, offset, limits)
+
+
+@contextmanager
+def _open_http(address: str, offset: int, size: int, limits: Limits) -> Iterator[Source]:
+    # Not fsspec's HTTP file system: it neither resumes nor stops at a size.
+    import httpx
+
+    with httpx.Client(timeout=limits.stall_seconds, follow_redirects=True) as client:
+
+        def ask(offset: int) -> httpx.Response:
+            # A server that compresses on the way would change the bytes.
+            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+            request = client.build_request("GET", address, headers=headers)
+            return _within(limits.answer_seconds, lambda: client.send(request, stream=True))
+
+        def chunks(response: httpx.Response) -> Iterator[bytes]:
+            try:
+                yield from response.iter_raw()
+            except httpx.TimeoutException as error:
+                raise MirrorInterrupted(f"no byte for {limits.stall_seconds:g} s") from error
+            except httpx.HTTPError as error:
+                raise MirrorInterrupted(f"the connection broke ({error})") from error
+
+        try:
+            response = ask(offset)
+            if offset and response.status_code in (206, 416) and not _continues(response, offset):
+                response.close()
+                offset = 0
+                response = ask(0)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise SettingsError(_not_an_address(address, error)) from error
+        except httpx.ProxyError as error:
+            raise MirrorUnreachable(f"the proxy did not connect ({error})") from error
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise _failure(error, limits) from error
+        try:
+            _refuse_other_answers(response, offset, size)
+            yield (offset if response.status_code == 206 else 0), chunks(response)
+        finally:
+            response.close()
+
+
+def _continues(response: "httpx.Response", offset: int) -> bool:
+    return str(response.headers.get("Content-Range")).startswith(f"bytes {offset}-")
+
+
+def _refuse_other_answers(response: "httpx.Response", offset: int, size: int) -> None:
+    """Raise unless the head of `response` promises the bytes from `offset`, or all of them."""
+    status = f"{response.status_code} {response.reason_phrase}"
+    if response.status_code >= 500 or response.status_code in (408, 425, 429):
+        raise MirrorInterrupted(f"answered {status}")
+    if response.status_code not in (200, 206):
+        raise MirrorMismatch(f"answered {status}")
+    if response.status_code == 206:
+        length = fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        found = length and length[1]
+    else:
+        found = response.headers.get("Content-Length")
+    if found is not None and found != str(size):
+        kind = response.headers.get("Content-Type", "no type")
+        raise MirrorMismatch(f"answered with a file of {found} bytes ({kind}), expected {size:,} bytes")
+
+
+@contextmanager
+def _open_fsspec(address: str, offset: int, limits: Limits) -> Iterator[Source]:
+    from fsspec.core import url_to_fs
+
+    def attempt(seconds: float, call: Callable[[], T]) -> T:
+        try:
+            return _within(seconds, call)
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise MirrorMismatch(f"there is no such file, or it may not be read ({error})") from error
+        except Exception as error:  # What the libraries behind fsspec raise has no family.
+            raise _failure(error, limits) from error
+
+    def chunks() -> Iterator[bytes]:
+        while chunk := attempt(limits.stall_seconds, lambda: file.read(CHUNK_BYTES)):
+            yield chunk
+
+    try:
+        system, path = url_to_fs(address)
+    except (ValueError, ImportError) as error:
+        raise SettingsError(_not_an_address(address, error)) from error
+    with attempt(limits.answer_seconds, lambda: system.open(path, "rb")) as file:
+        file.seek(offset)
+        yield offset, chunks()
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns or raises; `TimeoutError` if it takes longer, and is left to itself.
+
+    The limits of a socket do not do: looking up a name has none, and connecting waits as long again
+    for every address of a name, of which the large stores have a dozen.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return outcome.result(timeout=seconds)
+
+
+def _failure(error: Exception, limits: Limits) -> MirrorError:
+    """What `error`, raised while waiting for a mirror, means."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return MirrorMismatch(f"has a certificate that this machine does not trust ({cause})")
+    for cause in causes:
+        if isinstance(cause, TimeoutError):
+            return MirrorUnreachable(f"no answer within {limits.answer_seconds:g} s")
+        if isinstance(cause, gaierror):
+            return MirrorUnreachable(f"no such name ({cause})")
+        if isinstance(cause, ConnectionRefusedError):
+            return MirrorUnreachable(f"refused the connection ({cause})")
+        if isinstance(cause, OSError) and cause.errno in (ENETUNREACH, EHOSTUNREACH, ENETDOWN):
+            return MirrorUnreachable(f"there is no way to it ({cause})")
+    return MirrorInterrupted(f"broke off ({str(error) or type(error).__name__})")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _not_an_address(address: str, error: Exception) -> str:
+    return (
+        f"The mirror address {without_secrets(address)} cannot be opened: {error}\n"
+        "Expected http://, https://, file:// or another address that fsspec knows, with its package installed."
+    )

@@ -1,0 +1,425 @@
+"""The object store: send and read objects by key, over fsspec, with an error that says what to do.
+
+An object appears whole or not at all: in a folder by a rename, in S3 because a PUT or a multipart upload
+counts only once it is complete. Listings are asked of the store each time.
+"""
+
+import base64
+import errno
+import hashlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from fsspec.core import split_protocol, url_to_fs
+
+from infra.errors import ObjectStoreError
+from infra.settings import without_secrets
+
+_PART_BYTES = 5 * 2**20  # The smallest part that S3 takes.
+_MAX_PARTS = 10_000  # More S3 does not take: beyond 50 GB parts grow.
+_REQUESTS = 4
+"""Requests under way at once, and with them the parts in memory; as `rclone copy` does.
+
+A process that sent 1 GiB peaked at 84 MB for a thousand files and 126 MB for one, in 1.3 and 0.85 of rclone's time
+(tests/benchmarks/upload.py). Parts of 8 MiB, or two or eight at once, were no faster, and eight peaked at 170 MB.
+"""
+_DEAD_AFTER_SECONDS = 24 * 3600
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {
+        "use_listings_cache": False,
+        # A cached instance would keep the endpoint and the keys that the environment had when it was made.
+        "skip_instance_cache": True,
+        "config_kwargs": {
+            # A server that is down is told within a minute: 3 times 15 s, and the pauses between.
+            "retries": {"mode": "standard", "total_max_attempts": 3},
+            "connect_timeout": 5,
+            "read_timeout": 15,
+            # Over http botocore would hash every body once more to sign it: 0.6 s per GiB. What signs it here is
+            # its checksum, a signed header that the server checks: a file's SHA-256, which the caller knows anyway,
+            # or a part's CRC32, botocore's default. AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED leaves the
+            # latter out, for servers that refuse it.
+            "s3": {"payload_signing_enabled": False},
+        },
+    }
+}
+_OPTIONS["s3a"] = _OPTIONS["s3"]
+
+
+class ObjectStoreUnreachable(ObjectStoreError):
+    """No answer, a broken connection, or a server in trouble (5xx): the same request may succeed later."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of this machine and the bytes that it must hold: `size` in bytes, SHA-256 in hexadecimal."""
+
+    path: Path
+    size: int
+    sha256: str
+
+    def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
+        """The file piece by piece; raises `ObjectStoreError` at its end if these were not the right bytes."""
+        try:
+            digest = hashlib.sha256()
+            with self.path.open("rb", buffering=0) as file:
+                while chunk := file.read(chunk_bytes):
+                    digest.update(chunk)
+                    yield chunk
+        except OSError as error:
+            raise ObjectStoreError(f"{self.path} cannot be read, so it was not sent: {error.strerror}.") from error
+        if digest.hexdigest() != self.sha256:
+            raise ObjectStoreError(
+                f"{self.path} is not what it should be, so it was not stored: expected {self.size:,} bytes\n"
+                f"with SHA-256 {self.sha256}, found SHA-256 {digest.hexdigest()}.\nRemove the file and run again."
+            )
+
+
+class ObjectStore:
+    """A store of objects under `uri`: a folder (`file://`), `s3://bucket/prefix`, or what else fsspec can write.
+
+    Keys are relative to `uri`, with slashes. Endpoint, keys and region of S3 come from `AWS_*`, as every S3 tool
+    reads them. Making one connects to nothing. Each method raises `ObjectStoreError`, and of it
+    `ObjectStoreUnreachable` where a later attempt may succeed. A missing folder is created, a missing bucket is
+    not: a misspelt name would make a bucket that nobody set rights, region and budget for.
+    """
+
+    def __init__(self, uri: str) -> None:
+        scheme = split_protocol(uri)[0] or "file"
+        self._backend: _Folder | _Remote
+        if scheme in ("file", "local"):
+            # What fsspec reads again: it takes the rest of a file:// address as it stands, without unquoting.
+            self._backend = _Folder(Path(unquote(split_protocol(uri)[1])))
+            self.uri = f"file://{self._backend.root}"
+        else:
+            self.uri = uri.rstrip("/")
+            with self._errors_told("open it"):
+                self._backend = _Remote(self.uri, _OPTIONS.get(scheme, {}))
+
+    def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+        """Send each file to its key, several at once, and check its bytes on the way.
+
+        `on_bytes` is told the number of bytes that were just sent, in the thread of the caller.
+        """
+        with self._errors_told("send files to it"):
+            self._backend.put_files(files, on_bytes)
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        with self._errors_told(f"write {key}"):
+            self._backend.put_bytes(key, data)
+
+    def get_bytes(self, key: str) -> bytes | None:
+        """The object's bytes; None if there is none."""
+        with self._errors_told(f"read {key}"):
+            return self._backend.get_bytes(key)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """The size in bytes of every object under `prefix/`, by the rest of its key."""
+        with self._errors_told(f"list {prefix}"):
+            return self._backend.sizes(prefix)
+
+    def delete(self, key: str) -> None:
+        """Remove an object; it is no error if there is none."""
+        with self._errors_told(f"delete {key}"):
+            self._backend.delete(key)
+
+    def discard_unfinished(self, prefix: str, older_than_seconds: float = _DEAD_AFTER_SECONDS) -> None:
+        """Free what uploads that were killed under `prefix` left behind, where the store lets us."""
+        with suppress(ObjectStoreError), self._errors_told("list unfinished uploads"):
+            self._backend.discard_unfinished(prefix, time.time() - older_than_seconds)
+
+    @contextmanager
+    def _errors_told(self, attempt: str) -> Iterator[None]:
+        try:
+            yield
+        except ObjectStoreError:
+            raise
+        except Exception as error:
+            place = without_secrets(self.uri)
+            endpoint = getattr(getattr(self, "_backend", None), "endpoint", None)
+            told = _s3_error(error, f"{place}: could not {attempt}", self.uri, endpoint)
+            if told is not None:
+                # Not chained: what libraries and servers write of a request may hold the key id or the signature.
+                raise told from None
+            if isinstance(error, OSError):
+                raise _os_error(error, f"{place}: could not {attempt}") from error
+            raise
+
+
+class _Folder:
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+        # One after the other: a disk gains nothing from two writers.
+        for key, file in files:
+            self._write(key, file.chunks(_PART_BYTES), on_bytes)
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        self._write(key, [data], lambda count: None)
+
+    def _write(self, key: str, chunks: Iterable[bytes], on_bytes: Callable[[int], None]) -> None:
+        target = self.root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            with unfinished.open("wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                    on_bytes(len(chunk))
+                file.flush()
+                # Without it a power failure can leave the name with nothing behind it.
+                os.fsync(file.fileno())
+            unfinished.replace(target)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+    def get_bytes(self, key: str) -> bytes | None:
+        try:
+            return (self.root / key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        folder = self.root / prefix
+        if folder.exists():
+            next(folder.iterdir(), None)  # rglob() passes over a folder that cannot be read as if it were empty.
+        found = {}
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):  # Another upload may just have renamed it.
+                if path.is_file() and not _is_unfinished(path):
+                    found[path.relative_to(folder).as_posix()] = path.stat().st_size
+        return found
+
+    def delete(self, key: str) -> None:
+        (self.root / key).unlink(missing_ok=True)
+
+    def discard_unfinished(self, prefix: str, before: float) -> None:
+        # An upload that lives writes to its file all the time.
+        for path in filter(_is_unfinished, (self.root / prefix).rglob("*")):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
+
+
+def _is_unfinished(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
+class _Remote:
+    def __init__(self, uri: str, options: dict[str, Any]) -> None:
+        self._fs, self._root = url_to_fs(uri, **options)
+        self._speaks_s3 = hasattr(self._fs, "call_s3")
+        if self._speaks_s3:
+            self._fs.retries = 1  # botocore retries, and knows more errors; both would multiply.
+
+    @property
+    def endpoint(self) -> str | None:
+        """The address of the server, once there was reason to connect to it."""
+        client = getattr(self._fs, "_s3", None)
+        return None if client is None else str(client.meta.endpoint_url)
+
+    def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            requests = _Requests(pool, on_bytes)
+            for key, file in files:
+                if file.size > _PART_BYTES and self._speaks_s3:
+                    self._put_in_parts(self._path(key), file, requests)
+                else:
+                    # Whole in memory: a store that speaks no S3 pays for its large files.
+                    data = b"".join(file.chunks(max(file.size, 1)))
+                    digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
+                    checked = {"ChecksumSHA256": digest} if self._speaks_s3 else {}
+                    requests.start(len(data), self._fs.pipe_file, self._path(key), data, **checked)
+            requests.finish()
+
+    def _put_in_parts(self, path: str, file: SourceFile, requests: "_Requests") -> None:
+        bucket, key, _ = self._fs.split_path(path)
+        upload = {"Bucket": bucket, "Key": key}
+        upload["UploadId"] = self._fs.call_s3("create_multipart_upload", **upload)["UploadId"]
+        parts: list[Future[Any]] = []
+        try:
+            for chunk in file.chunks(max(_PART_BYTES, -(-file.size // _MAX_PARTS))):
+                part = {"PartNumber": len(parts) + 1, "Body": chunk}
+                parts.append(requests.start(len(chunk), self._fs.call_s3, "upload_part", **upload, **part))
+            done = [{"PartNumber": number, "ETag": sent.result()["ETag"]} for number, sent in enumerate(parts, 1)]
+            self._fs.call_s3("complete_multipart_upload", **upload, MultipartUpload={"Parts": done})
+        except BaseException:
+            wait(parts)  # A part that arrives after the end would be kept, and paid for.
+            with suppress(Exception):
+                self._fs.call_s3("abort_multipart_upload", **upload)
+            raise
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        self._fs.pipe_file(self._path(key), data)
+
+    def get_bytes(self, key: str) -> bytes | None:
+        try:
+            return bytes(self._fs.cat_file(self._path(key)))
+        except FileNotFoundError as error:
+            if _s3_code(error) == "NoSuchBucket":
+                raise
+            return None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        root = self._path(prefix)
+        try:
+            found = self._fs.find(root, detail=True)
+        except FileNotFoundError as error:
+            if _s3_code(error) == "NoSuchBucket":
+                raise
+            return {}
+        # Consoles and some servers keep an empty object for the folder itself.
+        return {
+            path.removeprefix(f"{root}/"): info["size"]
+            for path, info in found.items()
+            if path != root and info["type"] == "file"
+        }
+
+    def delete(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(key))
+
+    def discard_unfinished(self, prefix: str, before: float) -> None:
+        if not self._speaks_s3:
+            return
+        bucket, key, _ = self._fs.split_path(self._path(prefix))
+        for upload in self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/").get("Uploads", []):
+            if upload["Initiated"].timestamp() < before:
+                self._fs.call_s3(
+                    "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}".rstrip("/")
+
+
+class _Requests:
+    """Requests under way in a pool: `start` waits while there are `_REQUESTS`, and raises what one of them raised."""
+
+    def __init__(self, pool: ThreadPoolExecutor, on_bytes: Callable[[int], None]) -> None:
+        self._pool = pool
+        self._on_bytes = on_bytes
+        self._under_way: dict[Future[Any], int] = {}
+
+    def start(self, size: int, request: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+        if len(self._under_way) >= _REQUESTS:
+            self._collect(wait(self._under_way, return_when=FIRST_COMPLETED).done)
+        future = self._pool.submit(request, *args, **kwargs)
+        self._under_way[future] = size
+        return future
+
+    def finish(self) -> None:
+        self._collect(wait(self._under_way).done)
+
+    def _collect(self, done: set[Future[Any]]) -> None:
+        for future in done:
+            size = self._under_way.pop(future)
+            future.result()
+            self._on_bytes(size)
+
+
+def _os_error(error: OSError, attempt: str) -> ObjectStoreError:
+    where = f" ({error.filename})" if error.filename else ""
+    advice = {
+        errno.ENOSPC: "The disk is full. Make room there",
+        errno.EDQUOT: "The quota of this user is used up. Make room there",
+        errno.EACCES: "This user may not do that. Correct the rights of the folder",
+        errno.EPERM: "This user may not do that. Correct the rights of the folder",
+        errno.EROFS: "The disk is mounted read-only. Mount it for writing",
+    }.get(error.errno or 0, "Correct that")
+    reason = error.strerror or type(error).__name__
+    return ObjectStoreError(f"{attempt}: {reason}{where}.\n{advice}, or set OBJECT_STORE_URI to another place.")
+
+
+_KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (or AWS_PROFILE)"
+_REFUSALS = {
+    "InvalidAccessKeyId": "the key id is not known there. Check AWS_ACCESS_KEY_ID, and that AWS_ENDPOINT_URL "
+    "is the server that it belongs to.",
+    "SignatureDoesNotMatch": "the secret does not fit the key id. Check AWS_SECRET_ACCESS_KEY.",
+    "ExpiredToken": "the session has expired. Get new keys, and set AWS_SESSION_TOKEN with them.",
+    "InvalidToken": "the session token is not valid. Check AWS_SESSION_TOKEN.",
+    "RequestTimeTooSkewed": "this machine's clock differs from the server's. Set it.",
+}
+_PASSING = {"SlowDown", "RequestTimeout", "NoSuchUpload", "OperationAborted", "InternalError", "ServiceUnavailable"}
+"""NoSuchUpload: the server lost an upload that was under way, as some do when they start again."""
+_OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _s3_response(error: BaseException) -> dict[str, Any] | None:
+    """The server's refusal in botocore's form, which s3fs hides behind an `OSError`."""
+    return next((cause.response for cause in _causes(error) if hasattr(cause, "operation_name")), None)  # type: ignore[attr-defined]
+
+
+def _s3_code(error: BaseException) -> str | None:
+    response = _s3_response(error)
+    return None if response is None else str(response.get("Error", {}).get("Code"))
+
+
+def _s3_error(error: Exception, attempt: str, uri: str, endpoint: str | None) -> ObjectStoreError | None:
+    """What happened in words of ours, without anything secret; None if it did not come from an S3 library."""
+    at = without_secrets(endpoint) if endpoint else "the address in AWS_ENDPOINT_URL"
+    code = _s3_code(error)
+    if code is not None:
+        status = (_s3_response(error) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        attempt = f"{attempt}.\n{at} answered {code} (HTTP {status}): "
+        bucket = split_protocol(uri)[1].partition("/")[0]
+        if code in _REFUSALS:
+            return ObjectStoreError(attempt + _REFUSALS[code])
+        if code in _OTHER_REGION:
+            return ObjectStoreError(f"{attempt}the bucket {bucket} is in another region. Set AWS_REGION to its own.")
+        if status in (401, 403) or code == "AccessDenied":
+            return ObjectStoreError(
+                f"{attempt}not allowed in the bucket {bucket}.\nCheck {_KEYS}, and that\n"
+                "the key may list the bucket, and read, write and delete objects."
+            )
+        if code == "NoSuchBucket":
+            return ObjectStoreError(
+                f"{attempt}there is no bucket {bucket}.\nCreate it, or correct OBJECT_STORE_URI or AWS_ENDPOINT_URL."
+            )
+        if status == 507:
+            return ObjectStoreError(f"{attempt}the store is full.")
+        if code in _PASSING or status >= 500:
+            return ObjectStoreUnreachable(f"{attempt}the server is in trouble. Run again later.")
+        return ObjectStoreError(f"{attempt}it does not take this request.")
+    cause = next((cause for cause in _causes(error) if type(cause).__module__.startswith("botocore")), None)
+    if cause is None and not any(type(part).__module__.startswith("aiohttp") for part in _causes(error)):
+        if isinstance(error, ValueError) and "endpoint" in str(error).lower():
+            return ObjectStoreError(f"{attempt}: AWS_ENDPOINT_URL is not the address of a server (http://host:port).")
+        return None
+    kind = type(cause or error).__name__
+    if "Credentials" in kind or "Profile" in kind or kind == "TokenRetrievalError":
+        return ObjectStoreError(f"{attempt}: there are no complete keys for {at} ({kind}).\nSet {_KEYS}.")
+    if kind == "NoRegionError":
+        return ObjectStoreError(f"{attempt}: no region is set.\nSet AWS_REGION.")
+    if kind in ("ParamValidationError", "InvalidRegionError", "UnsupportedS3ConfigurationError"):
+        return ObjectStoreError(
+            f"{attempt}: the request is not valid ({kind}).\nCheck OBJECT_STORE_URI and AWS_REGION."
+        )
+    if any(isinstance(part, socket.gaierror) for part in _causes(error)):
+        reason = "there is no host of that name"
+    elif any(isinstance(part, ConnectionRefusedError) for part in _causes(error)):
+        reason = "nothing listens there"
+    elif "Timeout" in kind:
+        reason = "it does not answer"
+    else:
+        reason = "the connection broke off"
+    return ObjectStoreUnreachable(
+        f"{attempt}. {at}: {reason} ({kind}).\nIs the server up, and AWS_ENDPOINT_URL its address?"
+    )

@@ -1,0 +1,18 @@
+"""Import this ahead of Prefect, MLflow and Ray: they phone home, and Prefect does so while it is imported.
+
+The one module here that acts on import, for later is too late. What the environment says already wins, but
+for telemetry: nobody's training is reported to anyone.
+"""
+
+import os
+
+os.environ |= {
+    "DO_NOT_TRACK": "true",  # Prefect takes 1 as well, MLflow nothing but "true".
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+# MLflow draws a bar for a model of 1 MB, into the middle of the log.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# With a server, MLflow prints a run's address to stdout, where `--json` promises one object.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

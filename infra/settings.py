@@ -1,0 +1,121 @@
+"""Where the services are: the only reader of the environment.
+
+Settings differ between two machines; what differs between two runs is a parameter of the flow.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from infra.errors import SettingsError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the services are, on this machine."""
+
+    home: Path
+    """Folder of everything that the pipeline keeps on this machine."""
+    object_store_uri: str
+    """Any address that fsspec can write under: a folder's `file://` address or `s3://bucket/prefix`."""
+    mlflow_tracking_uri: str
+    prefect_api_url: str | None
+    """None: Prefect starts a temporary server for the run."""
+    dataset_mirrors: tuple[str, ...]
+    """Addresses to download from, in order; empty: those that the catalog names for the data set."""
+    dataset_catalog: Path
+    """The TOML file that names the data sets."""
+
+    @property
+    def datasets_folder(self) -> Path:
+        """Downloaded data sets, a folder each."""
+        return self.home / "datasets"
+
+    @property
+    def scratch_folder(self) -> Path:
+        """Working folders of running jobs."""
+        return self.home / "scratch"
+
+    @property
+    def locks_folder(self) -> Path:
+        """Lock files, held while a process works on what they name."""
+        return self.home / "locks"
+
+    @property
+    def mlflow_artifacts_uri(self) -> str | None:
+        """Where a new experiment keeps its files; None: the MLflow server decides."""
+        if is_http(self.mlflow_tracking_uri):
+            return None
+        return (self.home / "mlflow" / "artifacts").as_uri()
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this machine, from `environment` (default: that of the process).
+
+    Raises `SettingsError` naming the variable and its value. Nothing is created.
+    """
+    env = os.environ if environment is None else environment
+    home = Path(env.get("PIPELINE_HOME") or PROJECT_ROOT / ".pipeline").expanduser().absolute()
+    if home.exists() and not home.is_dir():
+        raise SettingsError(f"PIPELINE_HOME is {home}, which is not a folder.\nName a folder, or unset it.")
+    store = env.get("OBJECT_STORE_URI") or (home / "object-store").as_uri()
+    if "://" not in store:
+        store = Path(store).expanduser().absolute().as_uri()
+    tracking = env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+    if urlsplit(tracking).scheme not in ("http", "https") and not tracking.startswith(_DATABASES):
+        raise SettingsError(
+            f"MLFLOW_TRACKING_URI is {without_secrets(tracking)!r}, which is neither an MLflow server (http://, "
+            "https://)\nnor a database (sqlite:///, postgresql://, mysql://). MLflow's folder store cannot hold\n"
+            "registered models with aliases. Correct it, or unset it to use a database under PIPELINE_HOME."
+        )
+    catalog = Path(env.get("DATASET_CATALOG") or PROJECT_ROOT / "tasks" / "datasets.toml").expanduser().absolute()
+    if not catalog.is_file():
+        raise SettingsError(f"DATASET_CATALOG is {catalog}, and there is no such file.")
+    return Settings(
+        home=home,
+        object_store_uri=store.rstrip("/"),
+        mlflow_tracking_uri=tracking,
+        prefect_api_url=env.get("PREFECT_API_URL") or None,
+        dataset_mirrors=tuple(env.get("MNIST_MIRRORS", "").replace(",", " ").split()),
+        dataset_catalog=catalog,
+    )
+
+
+_DATABASES = ("sqlite:///", "postgresql", "mysql", "mssql")
+
+
+def is_http(uri: str) -> bool:
+    """True for the address of a server, as opposed to a file or a database of this machine."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def without_secrets(uri: str) -> str:
+    """`uri` as it may be shown: the password and the query, where signatures stand, are left out."""
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    if "@" in parts.netloc:
+        host = f"***@{host}"
+    query = "***" if parts.query else ""
+    # urlunsplit() drops the empty host of sqlite:////path and file:///path.
+    return urlunsplit((parts.scheme, host, parts.path, query, "")) if host else uri.partition("?")[0]
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a process that this one starts: its own, with `changes`."""
+    return {**os.environ, **changes}
+
+
+@contextmanager
+def environment_unchanged() -> Iterator[None]:
+    """Undo what the block does to this process's environment."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
