@@ -1,0 +1,106 @@
+"""Step: bring a version's files to this machine, and see that they are the model that the run trained."""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from infra.compute import Compute
+from infra.errors import ModelMismatch, SettingsError
+from infra.experiment_tracker import ExperimentTracker, Run
+from infra.lock import hold
+from infra.settings import Settings
+from tasks.handoffs import Dataset, ModelVersion
+from tasks.progress import Logger
+from tasks.retrying import is_worth_a_retry
+from tasks.saved_model import ask_program, fetch_model, holds_exactly, model_files
+
+
+@task(
+    name="download artifacts",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_condition_fn=is_worth_a_retry,
+)
+def download_artifacts(
+    version: ModelVersion,
+    dataset: Dataset,
+    output_dir: Path,
+    machine: Compute,
+    settings: Settings,
+    tracker: ExperimentTracker,
+) -> Path:
+    """Every file of the version's model in `output_dir`, verified there; nothing is copied if they are there.
+
+    `machine` is where the downloaded model predicts the test set. Raises `ModelMismatch` if the files, or the
+    accuracy that they give, are not those of the run; `output_dir` is then as it was before.
+    """
+    logger = get_run_logger()
+    run = tracker.get_run(version.run_id)
+    files = model_files(tracker, run, settings.scratch_folder)
+
+    def on_wait(holder: str) -> None:
+        logger.info("%s brings a model to %s; waiting for it", holder.capitalize(), output_dir)
+
+    with hold(_lock_file(output_dir, settings), on_wait):
+        # What a killed process left, of whichever version.
+        for leftover in output_dir.parent.glob(f".{output_dir.name}.incoming-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if holds_exactly(output_dir, files):
+            logger.info("%s holds the files of version %d already, each with its digest", output_dir, version.version)
+            return output_dir
+        check_output_dir(output_dir)
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its final place, for a rename does not cross file systems.
+        incoming = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.incoming-", dir=output_dir.parent))
+        try:
+            model = incoming / "model"
+            fetch_model(tracker, run, files, model)
+            for file in files:
+                logger.info("models:/%s/%d/%s -> %s", version.name, version.version, file.name, output_dir / file.name)
+            _verify(model, dataset, run, machine, logger)
+            _put_in_place(model, output_dir, incoming / "previous")
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+    return output_dir
+
+
+def _lock_file(output_dir: Path, settings: Settings) -> Path:
+    # Not beside the folder, which is the user's own.
+    place = hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()
+    return settings.locks_folder / f"output-{place[:16]}.lock"
+
+
+def check_output_dir(folder: Path) -> None:
+    """Raise `SettingsError` if `folder` holds anything but a downloaded model: it will be replaced as a whole."""
+    if folder.is_dir() and (not any(folder.iterdir()) or (folder / "MLmodel").is_file()):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise SettingsError(
+            f"The output folder {folder} exists and is not a downloaded model (there is no file MLmodel in it).\n"
+            "It would be replaced as a whole. Name another with --output-dir, or move it away."
+        )
+
+
+def _verify(model: Path, dataset: Dataset, run: Run, machine: Compute, logger: Logger) -> None:
+    arguments = ("predict", f"--model={model.absolute()}", f"--data-folder={dataset.uri}")
+    found, expected = ask_program(machine, arguments, logger).get("test_accuracy"), run.metrics["test_accuracy"]
+    if found != expected:
+        raise ModelMismatch(
+            f"The downloaded model of run {run.run_id} has test accuracy {found}, and the run logged {expected}.\n"
+            "The files have the right digests, so the libraries differ from those that trained: see the run's tags."
+        )
+    logger.info("The downloaded model has the run's test accuracy, %.4f", expected)
+
+
+def _put_in_place(model: Path, output_dir: Path, previous: Path) -> None:
+    # A folder cannot take the place of another in one step on every system. Between the two renames there is
+    # no model, never half of one, and the next run brings it.
+    if output_dir.exists():
+        output_dir.rename(previous)
+    model.rename(output_dir)

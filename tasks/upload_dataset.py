@@ -1,0 +1,155 @@
+"""The step "upload": a data set in the object store, under the digest of its manifest; and which ones are there."""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.client.schemas.objects import State
+from prefect.tasks import exponential_backoff
+
+from infra.errors import ObjectStoreError, SettingsError
+from infra.object_store import ObjectStore, ObjectStoreUnreachable, SourceFile
+from infra.settings import Settings, without_secrets
+from tasks.dataset_catalog import describe_dataset
+from tasks.handoffs import Dataset, DatasetFiles
+from tasks.progress import Logger, byte_progress
+from tasks.training_program.dataset_files import MANIFEST, BadDataset, FileEntry, manifest_bytes, parse_manifest
+
+FOLDER = "datasets"
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """A data set that the store holds; `size` in bytes, of what is there."""
+
+    name: str
+    sha256: str
+    uri: str
+    size: int
+    complete: bool
+    """False if its upload broke off or an object was changed since; the next upload completes it."""
+
+
+def _worth_repeating(task: Any, run: Any, state: State[Any]) -> bool:
+    # A wrong key, a missing bucket or a full disk stays what it is.
+    return isinstance(state.data, ObjectStoreUnreachable)
+
+
+@task(
+    name="upload dataset",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_worth_repeating,
+)
+def upload_dataset(files: DatasetFiles, settings: Settings, overwrite: bool = False) -> Dataset:
+    """The data set in the object store of this machine's settings; see `store_dataset`."""
+    description = describe_dataset(files.name, settings.dataset_catalog)
+    if description.sha256 != files.sha256:
+        raise SettingsError(
+            f"The catalog {settings.dataset_catalog} has changed since {files.name} was downloaded: expected the\n"
+            f"data set {files.sha256}, it now describes {description.sha256}.\nRun again from the start."
+        )
+    store = ObjectStore(settings.object_store_uri)
+    return store_dataset(files.name, files.folder, description.files, store, get_run_logger(), overwrite)
+
+
+def store_dataset(
+    name: str,
+    folder: Path,
+    entries: Iterable[FileEntry],
+    store: ObjectStore,
+    logger: Logger,
+    overwrite: bool = False,
+) -> Dataset:
+    """Bring the files `entries` of `folder` to `<store>/datasets/<name>/<sha256>/`, the manifest last.
+
+    Nothing is sent if the store has the manifest and every object in its size; with `overwrite`, all of it.
+    Raises `ObjectStoreError`, and of it `ObjectStoreUnreachable` where another attempt may succeed.
+    """
+    entries = sorted(entries)
+    manifest = manifest_bytes(entries)
+    dataset_sha256 = hashlib.sha256(manifest).hexdigest()
+    prefix = f"{FOLDER}/{name}/{dataset_sha256}"
+    dataset = Dataset(name, dataset_sha256, f"{store.uri}/{prefix}")
+    shown = without_secrets(dataset.uri)
+
+    stored_manifest = store.get_bytes(f"{prefix}/{MANIFEST}")
+    sizes = store.sizes(prefix)
+    # Without a manifest a file of the right size is one that an earlier upload sent: an object bears its name
+    # only when it is whole and its bytes had their digest, and the folder's name pins that digest. Under a
+    # manifest that is not ours somebody else wrote: nothing there is trusted.
+    distrusted = overwrite or stored_manifest not in (None, manifest)
+    missing = [entry for entry in entries if distrusted or sizes.get(entry.name) != entry.size]
+    if stored_manifest == manifest and not missing:
+        logger.info("%s is in the store and whole, nothing was sent: %s", name, shown)
+        return dataset
+
+    started = time.monotonic()
+    total = sum(entry.size for entry in missing)
+    logger.info("Uploading %s: %d of %d files, %.1f MB, to %s", name, len(missing), len(entries), total / 1e6, shown)
+    store.discard_unfinished(prefix)
+    if stored_manifest is not None:
+        # First of all: should this break off, the data set is incomplete, and never a mixture that claims to be whole.
+        store.delete(f"{prefix}/{MANIFEST}")
+    with byte_progress(f"Uploading {name}", total, logger) as advance:
+        sources = [(entry.name, SourceFile(folder / entry.name, entry.size, entry.sha256)) for entry in missing]
+        store.put_files(((f"{prefix}/{file_name}", source) for file_name, source in sources), advance)
+    _confirm(store.sizes(prefix), entries, shown)
+    store.put_bytes(f"{prefix}/{MANIFEST}", manifest)
+    logger.info("Uploaded %s in %.1f s: %s", name, time.monotonic() - started, shown)
+    return dataset
+
+
+def _confirm(sizes: dict[str, int], entries: Iterable[FileEntry], shown: str) -> None:
+    wrong = [
+        f"  {entry.name}: expected {entry.size:,} bytes, found {sizes.get(entry.name, 'nothing')}"
+        for entry in entries
+        if sizes.get(entry.name) != entry.size
+    ]
+    if wrong:
+        raise ObjectStoreError(
+            f"{shown}: the store took every file, and then lists something else:\n" + "\n".join(wrong) + "\n"
+            "Does something else write or delete there? Run again to send what is missing."
+        )
+
+
+def list_datasets(store: ObjectStore) -> list[StoredDataset]:
+    """The data sets in the store, complete or not, by name and digest."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for key, size in store.sizes(FOLDER).items():
+        name, _, rest = key.partition("/")
+        dataset_sha256, _, file_name = rest.partition("/")
+        if file_name:
+            found.setdefault((name, dataset_sha256), {})[file_name] = size
+    return [
+        StoredDataset(
+            name,
+            dataset_sha256,
+            f"{store.uri}/{FOLDER}/{name}/{dataset_sha256}",
+            sum(sizes.values()) - sizes.get(MANIFEST, 0),
+            _is_complete(store, f"{FOLDER}/{name}/{dataset_sha256}", dataset_sha256, sizes),
+        )
+        for (name, dataset_sha256), sizes in sorted(found.items())
+    ]
+
+
+def delete_dataset(store: ObjectStore, dataset: StoredDataset) -> None:
+    """Remove a data set from the store, its manifest first: it is incomplete from then on, never wrong."""
+    prefix = f"{FOLDER}/{dataset.name}/{dataset.sha256}"
+    for name in sorted(store.sizes(prefix), key=lambda name: name != MANIFEST):
+        store.delete(f"{prefix}/{name}")
+
+
+def _is_complete(store: ObjectStore, prefix: str, dataset_sha256: str, sizes: dict[str, int]) -> bool:
+    manifest = store.get_bytes(f"{prefix}/{MANIFEST}") if MANIFEST in sizes else None
+    if manifest is None or hashlib.sha256(manifest).hexdigest() != dataset_sha256:
+        return False
+    try:
+        return all(sizes.get(entry.name) == entry.size for entry in parse_manifest(manifest))
+    except BadDataset:
+        return False

@@ -1,0 +1,217 @@
+"""A registry to decide in: a real MLflow on SQLite, runs with small real models, processes that are killed there."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from infra.compute import Compute, ComputeDescription, Job, compute_target
+from infra.experiment_tracker import ExperimentTracker, Version
+from infra.settings import Settings, load_settings
+from tasks.champion import CHAMPION, PREVIOUS_CHAMPION, Move, history
+from tasks.gate import GateRules
+from tasks.promote_version import promote
+from tasks.register_model import register, version_tags
+from tasks.training_program.dataset_files import bytes_entry, dataset_sha256, manifest_bytes
+
+MODEL = "digits"
+LOGGER = logging.getLogger("tests.registry")
+
+# Its children are forked from one quiet process that has MLflow already: each starts in milliseconds.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.registry", "mlflow.store.tracking.sqlalchemy_store", "mlflow.artifacts"])
+
+
+@dataclass
+class Registry:
+    """One machine's view of a registry, and what is done there."""
+
+    folder: Path
+    data_folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.environment = {"PIPELINE_HOME": str(self.folder / "home"), **self.environment}
+        self.tracker = ExperimentTracker(self.settings)
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(self.environment)
+
+    @property
+    def machine(self) -> Compute:
+        return compute_target("local", self.settings, "cpu")
+
+    def other_machine(self) -> "Registry":
+        """The same registry, seen from a machine with locks of its own."""
+        tracking = {"MLFLOW_TRACKING_URI": self.settings.mlflow_tracking_uri}
+        return Registry(self.folder / "other", self.data_folder, tracking)
+
+    def add_run(self, model: Path, test_set_sha256: str, **tags: str) -> str:
+        """A finished run with the model in the folder `model`, as the program would have left it."""
+        from mlflow import MlflowClient
+        from mlflow.entities import LoggedModelOutput
+
+        network = (model / "data" / "model.keras").read_bytes()
+        run_id = self.tracker.start_run("tests", model.name, {})
+        client = MlflowClient(self.settings.mlflow_tracking_uri)
+        experiment_id = self.tracker.get_run(run_id).experiment_id
+        logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
+        client.log_model_artifacts(logged.model_id, str(model))
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+        files = [
+            bytes_entry(path.relative_to(model).as_posix(), path.read_bytes())
+            for path in sorted(model.rglob("*"))
+            if path.is_file()
+        ]
+        client.log_text(run_id, manifest_bytes(files).decode(), "model_files.json")
+        self.tracker.log_metrics(run_id, {"test_accuracy": 0.5})
+        made_from = dict.fromkeys(("training_key", "program_sha256", "git_dirty", "mlflow.source.git.commit"), "some")
+        made_by = dict.fromkeys(("prefect.flow_run_id", "prefect.flow_run_url"), "none")
+        facts = {
+            "dataset": "mnist",
+            "dataset_sample_of": "",
+            "dataset_sha256": "some",
+            "test_set_sha256": test_set_sha256,
+            "weights_sha256": bytes_entry("", network).sha256,
+            "model_id": logged.model_id,
+            "model_sha256": dataset_sha256(files),
+        }
+        self.tracker.set_tags(run_id, made_from | made_by | facts | tags)
+        self.tracker.end_run(run_id, "FINISHED")
+        return run_id
+
+    def register(self, run_id: str, rules: GateRules, machine: Compute | None = None) -> Version:
+        """Register the run; the version as it is afterwards."""
+        register(
+            run_id, str(self.data_folder), MODEL, rules, machine or self.machine, self.settings, self.tracker, LOGGER
+        )
+        return self.version_of(run_id)
+
+    def add_version(self, run_id: str) -> Version:
+        """A version of the run about which nothing is decided."""
+        run = self.tracker.get_run(run_id)
+        return self.tracker.create_version(MODEL, run, run.model_id, version_tags(run))
+
+    def promote(self, number: int | None) -> str:
+        """Promote by hand."""
+        return promote(number, MODEL, "somebody", self.settings, self.tracker, LOGGER)
+
+    def version_of(self, run_id: str) -> Version:
+        """The version that was made of a run."""
+        version = self.tracker.find_version(MODEL, run_id)
+        assert version is not None
+        return version
+
+    def champions(self) -> tuple[int | None, int | None]:
+        """The numbers of champion and previous champion."""
+        champion, previous = (self.tracker.version_by_alias(MODEL, name) for name in (CHAMPION, PREVIOUS_CHAMPION))
+        return (champion.version if champion else None, previous.version if previous else None)
+
+    @property
+    def history(self) -> list[Move]:
+        return history(self.tracker, MODEL)
+
+    def report(self, run_id: str) -> dict[str, Any]:
+        """What the gate left on the run."""
+        return dict(json.loads(self.tracker.read_file(run_id, "gate/decision.json", self.folder)))
+
+    def model_file(self, run_id: str, name: str) -> Path:
+        """Where MLflow keeps a file of the run's model."""
+        model_id = self.tracker.get_run(run_id).model_id
+        (found,) = (self.folder / "home" / "mlflow").rglob(f"{model_id}/artifacts/{name}")
+        return found
+
+    def start_registering(self, run_id: str, rules: GateRules, writes: int = 1_000) -> ForkServerProcess:
+        """Register in a process of its own, which is killed with SIGKILL when it is about to write once too often."""
+        arguments = (self.folder, self.data_folder, self.environment, writes, run_id, rules)
+        return _started(_FORKS.Process(target=_register_until_killed, args=arguments))
+
+    def start_promoting(self, number: int, writes: int) -> ForkServerProcess:
+        """The same, promoting by hand."""
+        arguments = (self.folder, self.data_folder, self.environment, writes, number)
+        return _started(_FORKS.Process(target=_promote_until_killed, args=arguments))
+
+
+class MortalTracker(ExperimentTracker):
+    """Kills its process when that is about to write to MLflow once more than it may."""
+
+    writes_left: int
+
+    def _write(self) -> None:
+        if self.writes_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.writes_left -= 1
+
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        self._write()
+        super().log_text(run_id, text, path)
+
+    def set_version_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._write()
+            super().set_version_tags(version, {key: value})
+
+    def set_model_tag(self, name: str, key: str, value: str) -> None:
+        self._write()
+        super().set_model_tag(name, key, value)
+
+    def set_alias(self, version: Version, alias: str) -> None:
+        self._write()
+        super().set_alias(version, alias)
+
+
+class Interrupting:
+    """A machine on which something happens before the first job runs."""
+
+    def __init__(self, machine: Compute, happens: Any) -> None:
+        self._machine = machine
+        self._happens = happens
+        self.jobs: list[Job] = []
+
+    def provision(self) -> ComputeDescription:
+        return self._machine.provision()
+
+    def run(self, job: Job) -> Iterator[str]:
+        if not self.jobs:
+            self._happens()
+        self.jobs.append(job)
+        yield from self._machine.run(job)
+
+    def stand_by(self, program: Path, command: str) -> None:
+        self._machine.stand_by(program, command)
+
+    def release(self) -> None:
+        self._machine.release()
+
+
+def _started(process: ForkServerProcess) -> ForkServerProcess:
+    process.start()
+    return process
+
+
+def _mortal(folder: Path, data_folder: Path, environment: dict[str, str], writes: int) -> Registry:
+    registry = Registry(folder, data_folder, environment)
+    tracker = MortalTracker(registry.settings)
+    tracker.writes_left = writes
+    registry.tracker = tracker
+    return registry
+
+
+def _register_until_killed(
+    folder: Path, data_folder: Path, environment: dict[str, str], writes: int, run_id: str, rules: GateRules
+) -> None:
+    _mortal(folder, data_folder, environment, writes).register(run_id, rules)
+
+
+def _promote_until_killed(
+    folder: Path, data_folder: Path, environment: dict[str, str], writes: int, number: int
+) -> None:
+    _mortal(folder, data_folder, environment, writes).promote(number)
