@@ -1,0 +1,167 @@
+"""A flow at the terminal: its parameters as flags, its outcome as lines or JSON, its failures as a few lines."""
+
+import argparse
+import copy
+import inspect
+import json
+import logging
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from prefect import Flow
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from infra.errors import PipelineError, SettingsError
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+def options_model(flow: Flow[..., Any]) -> type[BaseModel]:
+    """The parameters of `flow` as a pydantic model: the declaration behind the flags, as it is behind the form."""
+    hints = get_type_hints(flow.fn, include_extras=True)
+    parameters = inspect.signature(flow.fn).parameters
+    return create_model(flow.name, **{name: (hints[name], field.default) for name, field in parameters.items()})  # type: ignore[call-overload,no-any-return]
+
+
+def parser_of(options: type[BaseModel], description: str) -> argparse.ArgumentParser:
+    """A flag for each field of `options`, those of nested models among them."""
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, field in _flat_fields(options).items():
+        _add_flag(parser, name, field)
+    parser.add_argument("--json", action="store_true", help="One JSON object on stdout, everything else on stderr.")
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks and debug messages.")
+    return parser
+
+
+def parse(options: type[BaseModel], parser: argparse.ArgumentParser, given: argparse.Namespace) -> BaseModel:
+    """The validated options; leaves with status 2 and a line per wrong flag."""
+    flat = {name: value for name, value in vars(given).items() if value is not None}
+    values: dict[str, Any] = {}
+    for name, field in options.model_fields.items():
+        if _is_model(field):
+            values[name] = {inner: flat[inner] for inner in field.annotation.model_fields if inner in flat}  # type: ignore[union-attr]
+        elif name in flat:
+            values[name] = flat[name]
+    try:
+        return options.model_validate(values)
+    except ValidationError as error:
+        wrong = (f"--{_flag(problem['loc'][-1])} {problem['input']}: {problem['msg']}" for problem in error.errors())
+        parser.error("; ".join(wrong))
+
+
+def run_from_terminal(flow: Flow[..., Any], before: Any, show: Any) -> None:
+    """Run `flow` with the flags of this process and exit with its status.
+
+    `before(**parameters)` is called ahead of the flow, and `show(outcome)` prints what it returned.
+    """
+    options = options_model(flow)
+    parser = parser_of(options, inspect.getdoc(inspect.getmodule(flow.fn)) or "")
+    given = parser.parse_args()
+    chosen = parse(options, parser, given)
+    parameters = {name: getattr(chosen, name) for name in options.model_fields}
+    # Python's own reaction to SIGTERM ends the process on the spot: no `finally`, no atexit, and Prefect's
+    # temporary server would be left running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if not given.debug:
+        _quiet_tracebacks()
+    sys.exit(_run(flow, parameters, before, show, given))
+
+
+def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show: Any, given: Any) -> int:
+    try:
+        before(**parameters)
+        outcome = flow(**parameters)
+    except PipelineError as error:
+        if given.debug:
+            raise
+        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        return WRONG_USAGE if isinstance(error, SettingsError) else FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. Run the same command again: it continues where this one ended.\n")
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if given.debug:
+            raise
+        sys.stderr.write(
+            f"\nUnexpected {type(error).__name__}: {error}\n"
+            "Run the same command again; if it fails again, --debug shows where.\n"
+        )
+        return FAILED
+    sys.stderr.write(show(outcome))
+    if given.json:
+        sys.stdout.write(json.dumps(outcome.as_dict()) + "\n")
+    return DONE
+
+
+class _FirstLine(logging.Formatter):
+    """Shows a failure by its first line: Prefect logs it with its traceback at each level of the run, and the
+    whole message comes once, at the end."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = copy.copy(record)  # The original goes to the Prefect API as well, and there it stays whole.
+        if record.levelno >= logging.ERROR:
+            shown.msg, shown.args = re.split(r"\n|\\n", record.getMessage())[0], ()
+            shown.exc_info = shown.exc_text = shown.stack_info = None
+        return self._inner.format(shown)
+
+
+def _quiet_tracebacks() -> None:
+    for handler in logging.getLogger().handlers:
+        if handler.formatter:
+            handler.setFormatter(_FirstLine(handler.formatter))
+
+
+def _flat_fields(options: type[BaseModel]) -> dict[str, FieldInfo]:
+    flat: dict[str, FieldInfo] = {}
+    for name, field in options.model_fields.items():
+        if _is_model(field):
+            flat |= _flat_fields(field.annotation)  # type: ignore[arg-type]
+        else:
+            flat[name] = field
+    return flat
+
+
+def _is_model(field: FieldInfo) -> bool:
+    return inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
+
+
+def _flag(name: Any) -> str:
+    return str(name).replace("_", "-")
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    description = field.description or ""
+    if field.annotation is bool:
+        parser.add_argument(f"--{_flag(name)}", action="store_true", default=None, help=description)
+        return
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
+    parser.add_argument(
+        f"--{_flag(name)}",
+        choices=choices,
+        metavar=None if choices else "VALUE",
+        help=f"{description}{_default(field)}".replace("%", "%%"),
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    return f" Default {field.default}{_bounds(field)}." if field.default is not None else ""
+
+
+def _bounds(field: FieldInfo) -> str:
+    found = [
+        f"; {words} {getattr(bound, kind)}"
+        for kind, words in (("ge", "at least"), ("gt", "above"), ("le", "at most"))
+        for bound in field.metadata
+        if hasattr(bound, kind)
+    ]
+    return "".join(found)

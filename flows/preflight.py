@@ -1,0 +1,118 @@
+"""Before anything is paid for: say which services are used, refuse what cannot work, start what takes long."""
+
+import importlib
+import logging
+from functools import cache
+from pathlib import Path
+from threading import Thread
+
+from prefect.settings import PREFECT_API_URL
+
+from infra.compute import Accelerator, compute_target
+from infra.errors import PipelineError, SettingsError
+from infra.experiment_tracker import ExperimentTracker
+from infra.settings import Settings, load_settings, without_secrets
+from tasks.dataset_catalog import DatasetDescription, describe_dataset
+from tasks.download_artifacts import check_output_dir
+from tasks.progress import Logger
+from tasks.train_model import PROGRAM, find_finished, training_key
+from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
+
+
+def preflight(
+    settings: Settings, tracker: ExperimentTracker, dataset: str, hyperparameters: Hyperparameters, output_dir: Path
+) -> None:
+    """Raise `SettingsError` or `TrackerError` if the run cannot succeed, as far as that can be told now."""
+    fit_to_dataset(hyperparameters, describe_dataset(dataset, settings.dataset_catalog))
+    check_output_dir(output_dir)
+    tracker.check_reachable()
+
+
+def announce(settings: Settings, dataset: str, logger: Logger) -> None:
+    """Say in the log which services the run uses."""
+    prefect_url = PREFECT_API_URL.value()
+    description = describe_dataset(dataset, settings.dataset_catalog)
+    mirrors = () if description.sample_of else settings.dataset_mirrors or description.mirrors
+    services = {
+        "Prefect": without_secrets(prefect_url) if prefect_url else "a temporary server",
+        "MLflow": without_secrets(settings.mlflow_tracking_uri),
+        "Object store": without_secrets(settings.object_store_uri),
+        "Mirrors": ", ".join(map(without_secrets, mirrors)) or "none is needed",
+        "Home": settings.home,
+    }
+    logger.info("Services\n%s", "\n".join(f"  {name:<12}  {place}" for name, place in services.items()))
+
+
+def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription) -> Hyperparameters:
+    """The hyperparameters as they are on this data set, which may have a validation part of its own.
+
+    Its own part counts unless another number than the default was asked for. Raises `SettingsError` if
+    no image is left to train on, or less than a batch.
+    """
+    asked_for = hyperparameters.validation_images != DEFAULTS.validation_images
+    if dataset.validation_images is not None and not asked_for:
+        hyperparameters = hyperparameters.model_copy(update={"validation_images": dataset.validation_images})
+    left = dataset.training_images - hyperparameters.validation_images
+    if left < hyperparameters.batch_size:
+        raise SettingsError(
+            f"{dataset.name} has {dataset.training_images:,} training images; "
+            f"{hyperparameters.validation_images:,} held out for validation leave {max(left, 0):,}, which is less than "
+            f"a batch of {hyperparameters.batch_size:,}.\nLower --validation-images or --batch-size."
+        )
+    return hyperparameters
+
+
+def start_early(
+    hyperparameters: Hyperparameters,
+    compute: str,
+    accelerator: Accelerator,
+    dataset: str,
+    experiment: str,
+    output_dir: Path,
+    retrain: bool,
+    **_: object,
+) -> None:
+    """Refuse what cannot work, and give the flow its head start, before Prefect's temporary server starts."""
+    settings = load_settings()
+    preflight(settings, ExperimentTracker(settings), dataset, hyperparameters, output_dir)
+    head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
+
+
+@cache
+def head_start(
+    settings: Settings,
+    compute: str,
+    accelerator: Accelerator,
+    dataset: str,
+    hyperparameters: Hyperparameters,
+    experiment: str,
+    retrain: bool,
+) -> Thread:
+    """Start, in the background, what takes long and needs no other step; once for the same arguments.
+
+    TensorFlow's import, in the standing-by program, and MLflow's (3 s) run beside the start of Prefect's temporary
+    server (8 s) and the download. What will be needed is a guess from the catalog's digests: the steps look for
+    themselves, and find it done or do it.
+    """
+    tracker = ExperimentTracker(settings)
+    target = compute_target(compute, settings, accelerator)
+    if retrain or tracker.is_new:
+        target.stand_by(PROGRAM, "train")
+    if PREFECT_API_URL.value() is None:
+        # Prefect does this import (2 s) before it starts its server. Beside MLflow's, in one interpreter, both would
+        # take twice as long, and the server would start later.
+        importlib.import_module("prefect.server.api.server")
+
+    def look() -> None:
+        try:
+            description = describe_dataset(dataset, settings.dataset_catalog)
+            key = training_key(description.sha256, fit_to_dataset(hyperparameters, description))
+            if find_finished(tracker, experiment, key) is None:
+                target.stand_by(PROGRAM, "train")
+        except (PipelineError, OSError) as error:
+            # The step that needs it meets the same failure, and tells it.
+            logging.getLogger(__name__).debug("No head start: %s", error)
+
+    thread = Thread(target=look, name="head start", daemon=True)
+    thread.start()
+    return thread

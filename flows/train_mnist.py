@@ -1,0 +1,96 @@
+"""Train MNIST, register the model, bring its files here.
+
+python -m flows.train_mnist            as do `make train` and `python flows/train_mnist.py`
+python -m flows.train_mnist --help     what can be told
+"""
+
+import infra.quiet_libraries  # noqa: F401  isort: skip
+
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow, get_run_logger
+from pydantic import Field
+
+from flows.preflight import announce, fit_to_dataset, head_start, preflight
+from flows.reporting import StepSeconds, TrainingReport, publish_report
+from infra.compute import Accelerator, compute_target
+from infra.experiment_tracker import ExperimentTracker
+from infra.settings import load_settings
+from tasks.dataset_catalog import describe_dataset
+from tasks.download_artifacts import download_artifacts
+from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset
+from tasks.gate import RECALL_FLOOR, Gate, GateRules
+from tasks.provision_compute import provision_compute
+from tasks.register_model import register_model
+from tasks.train_model import train_model
+from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
+from tasks.upload_dataset import upload_dataset
+
+
+@flow(name="train-mnist", description="Train, register and deliver a Keras model on MNIST.")
+def train_mnist(
+    hyperparameters: Hyperparameters = DEFAULTS,
+    dataset: str = Field("mnist", description="Name of a data set in the catalog: mnist, mnist-5k, or your own."),
+    if_unreachable: IfUnreachable = Field(
+        "sample", description="When no mirror can be reached: fail, or go on with the data set's sample, saying so."
+    ),
+    compute: Literal["local"] = Field("local", description="Where to train: local is this machine."),
+    accelerator: Accelerator = Field(
+        "auto", description="What to train on: auto takes a GPU if there is one, gpu refuses to go on without."
+    ),
+    model_name: str = Field(
+        "keras-dnn-mnist", description="Registered model to make a version of.", pattern=r"^[\w.-]{1,200}$"
+    ),
+    gate: Gate = Field(
+        "better",
+        description="A champion is replaced by a version that is better, with p at most 0.05, or by any not-worse.",
+    ),
+    recall_floor: float = Field(
+        RECALL_FLOOR, description="How far the recall of a digit may fall in a new champion.", ge=0, le=1
+    ),
+    experiment: str = Field("keras-mnist", description="MLflow experiment of the run.", pattern=r"^[\w. -]{1,200}$"),
+    output_dir: Path = Field(Path("model"), description="Folder for the model's files; it is replaced as a whole."),
+    retrain: bool = Field(False, description="Train even if a finished run has the same training key."),
+    overwrite_dataset: bool = Field(False, description="Send the data set to the store even if it is there."),
+) -> TrainingReport:
+    settings = load_settings()
+    tracker = ExperimentTracker(settings)
+    target = compute_target(compute, settings, accelerator)
+    machine = compute_target("local", settings, accelerator)
+    announce(settings, dataset, get_run_logger())
+    preflight(settings, tracker, dataset, hyperparameters, output_dir)
+    head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
+    seconds = StepSeconds()
+    try:
+        provisioned = provision_compute.submit(target)
+        with seconds.step("download"):
+            files = download_dataset(dataset, settings, if_unreachable)
+            hyperparameters = fit_to_dataset(hyperparameters, describe_dataset(files.name, settings.dataset_catalog))
+        with seconds.step("upload"):
+            stored = upload_dataset(files, settings, overwrite_dataset)
+        with seconds.step("provision"):
+            provisioned.result()
+        with seconds.step("train"):
+            run = train_model(
+                stored, hyperparameters, target, machine, accelerator, experiment, retrain, settings, tracker
+            )
+        with seconds.step("register"):
+            rules = GateRules(gate, recall_floor)
+            version = register_model(run, stored, model_name, rules, machine, settings, tracker)
+        with seconds.step("download artifacts"):
+            folder = download_artifacts(version, stored, output_dir, machine, settings, tracker)
+    finally:
+        target.release()
+        machine.release()
+    if reminder := closing_reminder(dataset, files):
+        get_run_logger().warning(reminder)
+    return publish_report(run, version, stored, str(folder), seconds, tracker)
+
+
+if __name__ == "__main__":
+    from flows.command_line import run_from_terminal
+    from flows.preflight import start_early
+    from flows.reporting import summary
+
+    run_from_terminal(train_mnist, start_early, summary)

@@ -1,0 +1,116 @@
+"""Real services for the tests: a Prefect server for the session, a home of its own for each test."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tasks.training_program.dataset_files import FILE_NAMES
+from tests.http_server import HttpServer, serving
+from tests.pipeline import Pipeline
+from tests.small_dataset import write_catalog, write_small_dataset
+
+ROOT = Path(__file__).parent.parent
+
+# What a developer's own shell may say of services must not reach a test, nor what a test does reach them.
+for name in ("PIPELINE_HOME", "OBJECT_STORE_URI", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DATASET_CATALOG"):
+    os.environ.pop(name, None)
+os.environ |= {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Prefect home that no person uses."""
+    return tmp_path_factory.mktemp("prefect-home")
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_home: Path) -> Iterator[str]:
+    """The address of a real Prefect server's API, up for the whole session."""
+    port = free_port()
+    log = (prefect_home / "server.log").open("wb")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)]
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
+    server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            assert server.poll() is None, (prefect_home / "server.log").read_text()
+            assert time.monotonic() < deadline, "the Prefect server did not answer within 120 s"
+            time.sleep(0.2)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        log.close()
+
+
+@dataclass(frozen=True)
+class SmallDataset:
+    """A data set that is learned in seconds, its catalog, and a server of it."""
+
+    catalog: Path
+    server: HttpServer
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDataset]:
+    """600 training and 200 test images under the name `mnist`, served over HTTP."""
+    folder = tmp_path_factory.mktemp("small")
+    write_small_dataset(folder)
+    write_catalog(folder / "datasets.toml", folder)
+    with serving({name: (folder / name).read_bytes() for name in FILE_NAMES}) as server:
+        yield SmallDataset(folder / "datasets.toml", server)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory, prefect_api: str, small_dataset: SmallDataset) -> Pipeline:
+    """A pipeline that a module's tests share, on the small data set."""
+    return small_pipeline(tmp_path_factory.mktemp("pipeline"), prefect_api, small_dataset)
+
+
+@pytest.fixture
+def fresh_pipeline(tmp_path: Path, prefect_api: str, small_dataset: SmallDataset) -> Pipeline:
+    """A pipeline of the test's own, on the small data set."""
+    return small_pipeline(tmp_path, prefect_api, small_dataset)
+
+
+def small_pipeline(folder: Path, prefect_api: str, dataset: SmallDataset) -> Pipeline:
+    """A pipeline whose `mnist` is the small data set."""
+    return Pipeline(
+        folder,
+        {
+            "PREFECT_API_URL": prefect_api,
+            "MNIST_MIRRORS": dataset.server.address,
+            "DATASET_CATALOG": str(dataset.catalog),
+        },
+    )

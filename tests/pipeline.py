@@ -1,0 +1,108 @@
+"""The pipeline as a person starts it: its own process, in a home of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.experiment_tracker import ExperimentTracker
+from infra.settings import Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
+QUICK = (
+    "--epochs=2",
+    "--batch-size=10",
+    "--validation-images=100",
+    "--first-layer-neurons=32",
+    "--second-layer-neurons=16",
+    "--learning-rate=0.005",
+)
+"""Hyperparameters with which the small data set takes seconds."""
+
+
+@dataclass
+class Pipeline:
+    """Where one set of runs keeps its state, and how it is told."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.environment = {"PIPELINE_HOME": str(self.folder / "home"), **self.environment}
+
+    @property
+    def output_dir(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(self.environment)
+
+    @property
+    def tracker(self) -> ExperimentTracker:
+        return ExperimentTracker(self.settings)
+
+    def start(self, *flags: str) -> subprocess.Popen[str]:
+        """Start the flow in a process group of its own; with `--json`, its outcome on stdout."""
+        command = [sys.executable, "-m", "flows.train_mnist", "--json", f"--output-dir={self.output_dir}", *flags]
+        log = (self.folder / "stderr.txt").open("w")
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *flags: str, status: int = 0, timeout_seconds: float = 240) -> dict[str, Any]:
+        """Run the flow to its end and return the JSON that it printed; `status` is what it must exit with."""
+        process = self.start(*flags)
+        try:
+            stdout, _ = process.communicate(timeout=timeout_seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == status, f"exit status {process.returncode}\n{self.log}"
+        if status:
+            assert stdout == ""
+            return {}
+        return dict(json.loads(stdout))
+
+    @property
+    def log(self) -> str:
+        """What the last run wrote to stderr."""
+        return (self.folder / "stderr.txt").read_text()
+
+    def wait_for_log(self, text: str, process: subprocess.Popen[str], limit_seconds: float = 120) -> None:
+        """Wait until the running flow has written `text`."""
+        wait_until(lambda: text in self.log or process.poll() is not None, limit_seconds, f"{text!r} in the log")
+        assert text in self.log, self.log
+
+
+def wait_until(condition: Callable[[], bool], limit_seconds: float, what: str) -> None:
+    """Wait for a condition, with a limit."""
+    deadline = time.monotonic() + limit_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {limit_seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Every process that `pid` started, directly or not, and itself."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that are alive; a zombie is not."""
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

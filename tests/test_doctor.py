@@ -1,0 +1,68 @@
+"""What the doctor finds after a run was killed outright, and what it mends and leaves alone."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from flows.doctor import examine
+from infra.lock import hold
+from tasks.train_model import close_orphans
+from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
+
+
+def examined(pipeline: Pipeline) -> str:
+    findings = examine(pipeline.settings, pipeline.tracker, "keras-mnist", "keras-dnn-mnist")
+    return "".join(f"{finding.what}\n" for finding in findings)
+
+
+def doctor(pipeline: Pipeline, *flags: str) -> str:
+    command = [sys.executable, "-m", "flows.doctor", *flags]
+    environment = {**os.environ, **pipeline.environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_killed_run_is_found_and_closed_and_its_checkpoints_are_kept(fresh_pipeline: Pipeline) -> None:
+    flags = (*QUICK, "--epochs=300")
+    process = fresh_pipeline.start(*flags)
+    fresh_pipeline.wait_for_log("epoch 3/300", process)
+    (run,) = fresh_pipeline.tracker.find_runs("keras-mnist", {}, status="RUNNING")
+    assert f"run {run.run_id} says RUNNING" not in examined(fresh_pipeline), "it is alive"
+
+    started = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_until(lambda: still_running(started) == [], 10, "the end of all that was started")
+    incomplete = Path(fresh_pipeline.folder, "home", "object-store", "datasets", "mnist", "0" * 64)
+    incomplete.mkdir()
+    (incomplete / "train-images-idx3-ubyte.gz").write_bytes(b"half")
+
+    found = doctor(fresh_pipeline)
+    assert f"run {run.run_id} says RUNNING, and its process has died" in found
+    assert f"{incomplete} is incomplete" in found
+    assert "working folder" in found
+    assert fresh_pipeline.tracker.get_run(run.run_id).status == "RUNNING", "a look changes nothing"
+
+    assert ": done" in doctor(fresh_pipeline, "--repair")
+    closed = fresh_pipeline.tracker.get_run(run.run_id)
+    assert closed.status == "KILLED"
+    assert "its process died" in closed.tags["cause"]
+    assert not list(incomplete.glob("*"))
+    assert examined(fresh_pipeline) == f"checkpoints of run {run.run_id}, KILLED\n"
+
+
+def test_a_run_without_a_living_owner_is_closed_and_others_are_left_alone(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    tracker, locks = pipeline.tracker, pipeline.settings.locks_folder
+    owner = f"{socket.gethostname()}:{pipeline.settings.home}"
+    dead = tracker.start_run("keras-mnist", "dead", {"owner": owner, "training_key": "a" * 64})
+    alive = tracker.start_run("keras-mnist", "alive", {"owner": owner, "training_key": "b" * 64})
+    elsewhere = tracker.start_run("keras-mnist", "elsewhere", {"owner": "another:/home", "training_key": "c" * 64})
+    with hold(locks / f"training-{'b' * 16}.lock", on_wait=lambda holder: None):
+        closed = close_orphans(tracker, "keras-mnist", pipeline.settings, logging.getLogger())
+    assert [run.run_id for run in closed] == [dead]
+    statuses = [tracker.get_run(run_id).status for run_id in (dead, alive, elsewhere)]
+    assert statuses == ["KILLED", "RUNNING", "RUNNING"]

@@ -1,0 +1,255 @@
+"""The whole flow, as a person starts it, on real parts."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tasks.dataset_catalog import describe_dataset
+from tasks.training_program.dataset_files import FILE_NAMES
+from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
+from tests.s3_server import SECRET, s3_server
+
+STEPS = ["download", "upload", "provision", "train", "register", "download artifacts"]
+
+
+@pytest.fixture(scope="module")
+def outcome(pipeline: Pipeline) -> dict[str, Any]:
+    """What the first run of the module's pipeline printed."""
+    return pipeline.run(*QUICK)
+
+
+def test_a_run_ends_with_a_registered_champion_and_its_files(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    assert outcome["test_accuracy"] > 0.9
+    assert outcome["model_version"] == 1
+    assert outcome["model_uri"] == "models:/keras-dnn-mnist/1"
+    assert not outcome["reused"]
+    assert list(outcome["seconds"]) == STEPS
+    assert (pipeline.output_dir / "MLmodel").is_file()
+    champion = pipeline.tracker.version_by_alias("keras-dnn-mnist", "champion")
+    assert champion is not None
+    assert champion.run_id == outcome["run_id"]
+    assert champion.tags["weights_sha256"] == outcome["weights_sha256"]
+    assert champion.tags["dataset_sha256"] == outcome["dataset_sha256"]
+    assert champion.tags["training_key"] == outcome["training_key"]
+
+
+def test_the_run_says_what_made_it(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    run = pipeline.tracker.get_run(outcome["run_id"])
+    assert run.status == "FINISHED"
+    assert run.params["epochs"] == "2"
+    assert run.params["learning_rate"] == "0.005"
+    assert run.tags["dataset"] == "mnist"
+    assert run.tags["prefect.flow_run_id"] != "none"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.tags["mlflow.source.git.commit"] == commit.stdout.strip()
+    for phase in ("preparing", "scaling", "running", "post_processing"):
+        assert run.metrics[f"phase_{phase}_seconds"] >= 0
+
+
+def test_every_epoch_is_in_the_history_once(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(pipeline.settings.mlflow_tracking_uri)
+    for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds"):
+        assert [point.step for point in client.get_metric_history(outcome["run_id"], metric)] == [1, 2]
+
+
+def test_the_run_keeps_its_log_its_plots_and_its_program(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(pipeline.settings.mlflow_tracking_uri)
+
+    def names(folder: str) -> set[str]:
+        return {Path(file.path).name for file in client.list_artifacts(outcome["run_id"], folder)}
+
+    assert "training.log" in names("logs")
+    assert len([name for name in names("outputs") if name.endswith(".png")]) >= 4
+    program = {path.name for path in (ROOT / "tasks" / "training_program").glob("*.py")}
+    assert program <= names("source/training_program")
+
+
+def test_the_flow_run_has_six_tasks_a_report_and_progress(
+    pipeline: Pipeline, outcome: dict[str, Any], prefect_api: str
+) -> None:
+    flow_run_id = pipeline.tracker.get_run(outcome["run_id"]).tags["prefect.flow_run_id"]
+    only = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
+    # The server takes the events of task runs in as they arrive, after the run's own end.
+    wait_until(lambda: len(httpx.post(f"{prefect_api}/task_runs/filter", json=only).json()) == 6, 30, "six task runs")
+    tasks = httpx.post(f"{prefect_api}/task_runs/filter", json=only).json()
+    assert sorted(task["name"].rpartition("-")[0] for task in tasks) == sorted(
+        [
+            "download dataset",
+            "upload dataset",
+            "provision compute",
+            "train model",
+            "register model",
+            "download artifacts",
+        ]
+    )
+    artifacts = httpx.post(f"{prefect_api}/artifacts/filter", json=only).json()
+    report = next(artifact for artifact in artifacts if artifact["key"] == "training-report")
+    assert outcome["run_id"] in report["data"]
+    assert any(artifact["type"] == "progress" and artifact["data"] == 100 for artifact in artifacts)
+    logs = httpx.post(f"{prefect_api}/logs/filter", json={"logs": {"flow_run_id": {"any_": [flow_run_id]}}}).json()
+    assert any("epoch 2/2" in line["message"] for line in logs)
+
+
+def test_a_run_with_nothing_changed_trains_and_sends_nothing(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in pipeline.output_dir.rglob("*")}
+    again = pipeline.run(*QUICK)
+    assert again["reused"]
+    same = ("run_id", "model_version", "weights_sha256", "test_accuracy", "training_key")
+    assert {name: again[name] for name in same} == {name: outcome[name] for name in same}
+    assert {path: path.stat().st_mtime_ns for path in pipeline.output_dir.rglob("*")} == before
+    assert "epoch 1/2" not in pipeline.log
+
+
+def test_retrain_makes_a_new_version_with_the_same_weights(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    again = pipeline.run(*QUICK, "--retrain")
+    assert not again["reused"]
+    assert again["run_id"] != outcome["run_id"]
+    assert again["model_version"] > outcome["model_version"]
+    assert again["weights_sha256"] == outcome["weights_sha256"]
+
+
+def test_another_hyperparameter_trains(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    other = pipeline.run(*QUICK, "--seed=7")
+    assert not other["reused"]
+    assert other["training_key"] != outcome["training_key"]
+    assert other["weights_sha256"] != outcome["weights_sha256"]
+
+
+def test_a_changed_model_folder_is_brought_back(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    (pipeline.output_dir / "MLmodel").write_text("nonsense")
+    (pipeline.output_dir / "added.txt").write_text("not the model's")
+    again = pipeline.run(*QUICK)
+    assert again["reused"]
+    assert not (pipeline.output_dir / "added.txt").exists()
+    assert "model_uuid" in (pipeline.output_dir / "MLmodel").read_text()
+    assert "The downloaded model has the run's test accuracy" in pipeline.log
+
+
+def test_an_output_folder_with_other_files_is_refused_before_anything_starts(fresh_pipeline: Pipeline) -> None:
+    fresh_pipeline.output_dir.mkdir()
+    (fresh_pipeline.output_dir / "thesis.txt").write_text("years of work")
+    fresh_pipeline.run(*QUICK, status=2)
+    assert "is not a downloaded model" in fresh_pipeline.log
+    assert (fresh_pipeline.output_dir / "thesis.txt").read_text() == "years of work"
+    assert not (fresh_pipeline.folder / "home" / "datasets").exists()
+
+
+def test_with_an_s3_store_it_ends_the_same_and_the_second_run_sends_nothing(
+    fresh_pipeline: Pipeline, outcome: dict[str, Any], tmp_path: Path
+) -> None:
+    with s3_server(tmp_path / "s3", "bucket") as server:
+        fresh_pipeline.environment |= {**server.environment, "OBJECT_STORE_URI": "s3://bucket/some/prefix"}
+        on_s3 = fresh_pipeline.run(*QUICK)
+        assert on_s3["weights_sha256"] == outcome["weights_sha256"]
+        stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "s3").rglob("*.gz")}
+        assert len(stored) == 4
+        assert fresh_pipeline.run(*QUICK)["reused"]
+        assert "nothing was sent" in fresh_pipeline.log
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s3").rglob("*.gz")} == stored
+        assert SECRET not in fresh_pipeline.log
+
+        fresh_pipeline.environment["AWS_SECRET_ACCESS_KEY"] = "wrong"
+        fresh_pipeline.run(*QUICK, status=1)
+        assert "ObjectStoreError" in fresh_pipeline.log
+        assert server.endpoint in fresh_pipeline.log
+
+
+def test_without_a_mirror_the_sample_is_used_and_is_never_champion(tmp_path: Path, prefect_api: str) -> None:
+    nobody = "http://127.0.0.1:9/"
+    pipeline = Pipeline(tmp_path, {"PREFECT_API_URL": prefect_api, "MNIST_MIRRORS": nobody})
+    outcome = pipeline.run("--epochs=2")
+    assert outcome["dataset"] == "mnist-5k"
+    assert outcome["test_accuracy"] > 0.7
+    tracker = pipeline.tracker
+    assert tracker.get_run(outcome["run_id"]).tags["dataset"] == "mnist-5k"
+    assert tracker.get_run(outcome["run_id"]).params["validation_images"] == "500"
+    assert tracker.version_by_alias("keras-dnn-mnist", "champion") is None
+    assert "not champion" in outcome["champion_decision"]
+    assert pipeline.log.count("mnist-5k") > 3
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_training(fresh_pipeline: Pipeline) -> None:
+    from infra.compute.local_process import visible_gpus
+
+    if visible_gpus():
+        pytest.skip("this machine has a GPU")
+    fresh_pipeline.run(*QUICK, "--accelerator=gpu", status=1)
+    assert "nvidia-smi lists no device" in fresh_pipeline.log
+    assert fresh_pipeline.tracker.find_runs("keras-mnist", {}) == []
+
+
+LONG = (*QUICK, "--epochs=1000")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_ends_everything_and_is_told(
+    number: signal.Signals, fresh_pipeline: Pipeline, prefect_api: str
+) -> None:
+    process = fresh_pipeline.start(*LONG)
+    fresh_pipeline.wait_for_log("epoch 3/1000", process)
+    started = descendants(process.pid)
+    maps = {one.pid: Path(f"/proc/{one.pid}/maps").read_text() for one in started}
+    assert any("tensorflow" in text for text in maps.values())
+    assert "tensorflow" not in maps[process.pid], "it is for the program alone"
+    process.send_signal(number)
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert still_running(started) == []
+    (run,) = fresh_pipeline.tracker.find_runs("keras-mnist", {"dataset": "mnist"})
+    assert run.status == "KILLED"
+    assert "told to stop" in run.tags["cause"]
+    flow_run = httpx.get(f"{prefect_api}/flow_runs/{run.tags['prefect.flow_run_id']}").json()
+    assert flow_run["state_type"] in ("CRASHED", "CANCELLED")
+    assert list((fresh_pipeline.folder / "home" / "scratch").iterdir()) == []
+    assert "Traceback" not in fresh_pipeline.log
+
+
+def test_a_training_that_dies_fails_the_run_and_the_next_one_continues_it(fresh_pipeline: Pipeline) -> None:
+    epochs = (*QUICK, "--epochs=200")
+    process = fresh_pipeline.start(*epochs)
+    fresh_pipeline.wait_for_log("epoch 3/200", process)
+    program = next(one for one in descendants(process.pid) if "training_program" in " ".join(one.cmdline()))
+    program.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "was ended by SIGKILL" in fresh_pipeline.log
+    assert "Traceback" not in fresh_pipeline.log
+    (run,) = fresh_pipeline.tracker.find_runs("keras-mnist", {"dataset": "mnist"})
+    assert run.status == "FAILED"
+    assert "SIGKILL" in run.tags["cause"]
+
+    outcome = fresh_pipeline.run(*epochs)
+    assert outcome["run_id"] == run.run_id
+    assert "epoch 1/200" not in fresh_pipeline.log
+
+
+@pytest.mark.skipif("MNIST_MIRRORS" not in os.environ, reason="MNIST_MIRRORS names no mirror of the real MNIST")
+def test_the_real_mnist_with_a_temporary_prefect_server(tmp_path: Path, prefect_home: Path) -> None:
+    pipeline = Pipeline(tmp_path, {"PREFECT_HOME": str(tmp_path / "prefect")})
+    outcome = pipeline.run("--epochs=2")
+    assert outcome["dataset"] == "mnist"
+    assert outcome["test_accuracy"] > 0.96
+    assert outcome["dataset_sha256"] == describe_dataset("mnist", pipeline.settings.dataset_catalog).sha256
+    assert {path.name for path in (tmp_path / "home" / "datasets" / "mnist").iterdir()} >= set(FILE_NAMES)
+
+
+def test_both_ways_to_start_it_work() -> None:
+    for start in (["-m", "flows.train_mnist"], ["flows/train_mnist.py"]):
+        done = subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "--first-layer-neurons" in done.stdout
+
+
+def test_nothing_of_the_tests_is_left_running() -> None:
+    ours = psutil.Process().children(recursive=True)
+    assert [one for one in ours if "training_program" in " ".join(one.cmdline())] == []
