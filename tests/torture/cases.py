@@ -1,0 +1,858 @@
+"""Whatever dies, whenever, the same command again: kill points, faults, and the comparison with an undisturbed run."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import psutil
+
+from tasks.training_program.dataset_files import FILE_NAMES
+from tests.http_server import Behaviour, HttpServer, serving
+from tests.pipeline import Pipeline, still_running, wait_until
+from tests.s3_server import KEY_ID, SECRET, S3Server, free_port, s3_server
+from tests.small_dataset import write_catalog, write_small_dataset
+
+EPOCHS = 30
+FLAGS = (
+    f"--epochs={EPOCHS}",
+    "--batch-size=50",
+    "--validation-images=500",
+    "--first-layer-neurons=256",
+    "--second-layer-neurons=64",
+)
+"""An epoch on the data set below takes about 0.1 s, so that a kill can fall into any of them."""
+
+IMAGES = 9_000
+"""The images then exceed 5 MiB packed, which S3 is sent in parts."""
+
+SECONDS_TO_END = 30.0
+"""Within which a process ends by itself after its caller was killed; it may be importing TensorFlow."""
+
+MODEL = "keras-dnn-mnist"
+EXPERIMENT = "keras-mnist"
+
+Victim = Literal["flow", "program", "both"]
+VICTIMS: tuple[Victim, ...] = ("flow", "program", "both")
+
+
+class Bench:
+    """What the cases share: a data set, a mirror of it, a Prefect server, and an undisturbed run."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], mirror: HttpServer, pool: Executor) -> None:
+        self.folder = folder
+        self.mirror = mirror
+        self._environment = environment
+        self._undisturbed = pool.submit(self._run_undisturbed)
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """What `result_of` says of the undisturbed run; waits for its end."""
+        return self._undisturbed.result()
+
+    def fresh(self, **changes: str) -> Pipeline:
+        """A pipeline in a home that nothing was run in."""
+        return Pipeline(Path(tempfile.mkdtemp(prefix="home-", dir=self.folder)), {**self._environment, **changes})
+
+    def _run_undisturbed(self) -> dict[str, Any]:
+        pipeline = self.fresh()
+        result = result_of(pipeline, pipeline.run(*FLAGS))
+        leftovers = {name: value for name, value in result.items() if name.startswith("left over") and value}
+        assert not leftovers, f"the undisturbed run leaves something behind: {leftovers}"
+        return result
+
+
+@contextlib.contextmanager
+def bench(folder: Path, prefect_api: str) -> Iterator[Bench]:
+    """A bench in `folder`, whose undisturbed run has started."""
+    import mlflow  # noqa: F401  Several threads will want it, and its modules import each other.
+
+    data = folder / "data"
+    write_small_dataset(data, training_images=IMAGES, test_images=1_000)
+    write_catalog(data / "datasets.toml", data)
+    with (
+        serving({name: (data / name).read_bytes() for name in FILE_NAMES}) as mirror,
+        ThreadPoolExecutor(1, "undisturbed run") as pool,
+    ):
+        environment = {
+            "PREFECT_API_URL": prefect_api,
+            "MNIST_MIRRORS": mirror.address,
+            "DATASET_CATALOG": str(data / "datasets.toml"),
+        }
+        try:
+            yield Bench(folder, environment, mirror, pool)
+        finally:
+            for process in processes_of(folder):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+
+
+# What a run left, and the comparison
+
+
+def result_of(pipeline: Pipeline, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """All that must not depend on what the run went through, as flat facts with a name each."""
+    import mlflow
+
+    client = mlflow.MlflowClient(pipeline.settings.mlflow_tracking_uri, pipeline.settings.mlflow_tracking_uri)
+    told = ("dataset", "dataset_sha256", "training_key", "weights_sha256", "validation_accuracy", "test_accuracy")
+    facts: dict[str, Any] = {f"outcome {name}": outcome[name] for name in (*told, "test_loss", "model_version")}
+    facts |= {f"run {name}": value for name, value in _run_facts(client, outcome["run_id"]).items()}
+    facts |= {f"registry {name}": value for name, value in _registry_facts(client, outcome["run_id"]).items()}
+    facts |= {f"./model {name}": value for name, value in _model_facts(pipeline.output_dir).items()}
+    facts |= {f"store {name}": value for name, value in _stored(pipeline).items()}
+    facts["left over on disk"] = _leftovers(pipeline)
+    facts["left over processes"] = [shown(one) for one in processes_of(pipeline.folder)]
+    return facts
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """A line for each fact that is not the same."""
+    return [
+        f"{name}: expected {_short(expected.get(name, 'nothing'))}, found {_short(found.get(name, 'nothing'))}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _run_facts(client: Any, run_id: str) -> dict[str, Any]:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    run = client.get_run(run_id)
+    models = client.search_logged_models([experiment.experiment_id])
+    facts: dict[str, Any] = {
+        "count": len(client.search_runs([experiment.experiment_id])),
+        "status": run.info.status,
+        "params": run.data.params,
+        "inputs": [(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs],
+        "artifacts": sorted(_artifacts(client, run_id, "")),
+        "logged models": [(one.source_run_id == run_id, str(one.status)) for one in models],
+        "model outputs": [(one.model_id == run.data.tags["model_id"], one.step) for one in run.outputs.model_outputs],
+        # "cause" says why an attempt broke off; its history stays with the run.
+        "tags": sorted(run.data.tags.keys() - {"cause"}),
+    }
+    for key in run.data.metrics:
+        history = client.get_metric_history(run_id, key)
+        steps = [point.step for point in history]
+        if key.startswith("phase_"):
+            facts[f"metric {key}"] = len(steps)
+        elif key == "epoch_seconds":
+            facts[f"metric {key}"] = steps
+        else:
+            facts[f"metric {key}"] = [(point.step, point.value) for point in history]
+    return facts
+
+
+def _artifacts(client: Any, run_id: str, folder: str) -> Iterator[str]:
+    for item in client.list_artifacts(run_id, folder or None):
+        if item.is_dir:
+            yield from _artifacts(client, run_id, item.path)
+        elif item.path != "source/uncommitted.diff":  # Is there or not as the checkout is, whoever edits it.
+            yield item.path
+
+
+def _registry_facts(client: Any, run_id: str) -> dict[str, Any]:
+    versions = client.search_model_versions(f"name = '{MODEL}'")
+    differing = {"prefect.flow_run_id", "prefect.flow_run_url", "mlflow.source.git.commit", "git_dirty", "model_sha256"}
+    return {
+        "versions": [(int(one.version), one.run_id == run_id, one.status) for one in versions],
+        "champion": int(client.get_model_version_by_alias(MODEL, "champion").version),
+        "tags": {key: value for key, value in versions[0].tags.items() if key not in differing},
+        "has also": sorted(versions[0].tags.keys() & differing),
+    }
+
+
+def _model_facts(folder: Path) -> dict[str, Any]:
+    facts = {}
+    for path in (path for path in sorted(folder.rglob("*")) if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".keras":
+            facts[name] = _arrays_sha256(path)
+        else:
+            # In MLmodel stand ids and times.
+            facts[name] = "is there" if name == "MLmodel" else _sha256(path)
+    return facts
+
+
+def _arrays_sha256(model: Path) -> str:
+    """SHA-256 over the weights in a .keras file: the file itself holds the time of its making."""
+    import io
+    import zipfile
+
+    import h5py  # type: ignore[import-untyped]
+
+    digest = hashlib.sha256()
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            digest.update(f"{name}\0{item.dtype}\0{item.shape}\0".encode() + item[()].tobytes())
+
+    with zipfile.ZipFile(model) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
+        weights.visititems(add)
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def store_folder(pipeline: Pipeline) -> Path:
+    """The folder on disk that holds the objects, whoever serves it."""
+    named = pipeline.environment.get("STORE_FOLDER")
+    return Path(named) if named else pipeline.folder / "home" / "object-store"
+
+
+def _stored(pipeline: Pipeline) -> dict[str, Any]:
+    root = store_folder(pipeline)
+    keys = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    facts: dict[str, Any] = {key: _sha256(path) for key, path in keys.items() if not key.startswith("runs/")}
+    # Checkpoints hold times and stand under the run's id.
+    return facts | {"runs/": sorted(key.split("/", 2)[2] for key in keys if key.startswith("runs/"))}
+
+
+def _leftovers(pipeline: Pipeline) -> list[str]:
+    home = pipeline.folder / "home"
+    patterns = (
+        "datasets/**/*.part",
+        "datasets/**/unchecked",
+        "scratch/*",
+        "runs/*",
+        "mlflow/unfinished*",
+        "../.model*",
+    )
+    return sorted(str(path.relative_to(home.parent)) for pattern in patterns for path in home.glob(pattern))
+
+
+# A run under observation
+
+
+class Attempt:
+    """The command, running; what it has written, and what has appeared on disk since its start."""
+
+    def __init__(self, pipeline: Pipeline, *flags: str) -> None:
+        self.pipeline = pipeline
+        self.there_before: dict[str, set[Path]] = {}
+        for pattern in {pattern for point in POINTS for pattern in point.files}:
+            self.there_before[pattern] = set(pipeline.folder.glob(pattern))
+        self.process = pipeline.start(*FLAGS, *flags)
+        self._log = (pipeline.folder / "stderr.txt").open("rb")
+        self._written = ""
+
+    @property
+    def written(self) -> str:
+        """What the run wrote to stderr so far."""
+        self._written += self._log.read().decode(errors="replace")
+        return self._written
+
+    @property
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait(self, limit_seconds: float = 240) -> tuple[int, dict[str, Any]]:
+        """The exit status and what it printed, once the run has ended by itself."""
+        stdout, _ = self.process.communicate(timeout=limit_seconds)
+        return self.process.returncode, json.loads(stdout) if stdout.strip() else {}
+
+    def wait_for(self, pattern: str, limit_seconds: float = 120) -> None:
+        """Wait until the run has written something that `pattern` is found in."""
+        found = re.compile(pattern)
+        wait_until(lambda: bool(found.search(self.written)) or self.is_over, limit_seconds, f"{pattern!r} in the log")
+        assert found.search(self.written), f"the run ended without {pattern!r}\n{self.written}"
+
+    def said(self) -> str:
+        """The last that a person would read, shortened to a cell of a table."""
+        log, _, end = self.written.strip().rpartition("\n\n")
+        messages = [line.rpartition(" - ")[2] for line in log.splitlines() if " | " in line]
+        said = [message for message in messages if not message.startswith(_OF_PREFECT)]
+        if " | " in end:
+            return _cell(" / ".join(dict.fromkeys(said[-2:])))
+        # Where the message refers to what the program said last.
+        return _cell(f"{said[-1]} ... {end}" if "own last lines" in end and said else end)
+
+
+_OF_PREFECT = ("Finished in state", "Task run failed", "Encountered exception")
+
+
+def _cell(text: str) -> str:
+    words = re.sub(r"\s+", " ", text.replace("|", "/")).strip() or "nothing"
+    return words if len(words) <= 320 else f"{words[:240]} ... {words[-60:]}"
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Every living process that was started for a home under `folder`, whoever its parent is by now."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("PIPELINE_HOME", "").startswith(f"{folder}/") and still_running([process]):
+                found.append(process)
+    return found
+
+
+def programs_of(pipeline: Pipeline, command: str = "") -> list[psutil.Process]:
+    """The living training programs of this home; those that were started for `command`, if one is named."""
+    found = []
+    for process in processes_of(pipeline.folder):
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if "training_program" in line and line[-1].endswith(command):
+                found.append(process)
+    return found
+
+
+def shown(process: psutil.Process) -> str:
+    """A process in words."""
+    try:
+        return f"{process.pid} {' '.join(process.cmdline()[-4:])}"
+    except psutil.Error:
+        return f"{process.pid}, just ended"
+
+
+def wait_until_all_ended(pipeline: Pipeline, limit_seconds: float = SECONDS_TO_END) -> list[str]:
+    """Wait for the end of every process of this home; those that stay are named."""
+    deadline = time.monotonic() + limit_seconds
+    while (alive := processes_of(pipeline.folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    names = [f"still alive after {limit_seconds:g} s: {shown(one)}" for one in alive]
+    for one in alive:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    return names
+
+
+# Kill points
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment of a run: a line that it writes, or a file that appears under the pipeline's folder."""
+
+    step: str
+    line: str = ""
+    files: tuple[str, ...] = ()
+    epoch: int = 0
+    """The line must name this epoch or a later one."""
+
+    def is_reached(self, attempt: Attempt) -> bool:
+        if self.epoch:
+            return any(int(number) >= self.epoch for number in re.findall(r"- epoch (\d+)/", attempt.written))
+        if self.line and re.search(self.line, attempt.written):
+            return True
+        there = ((pattern, set(attempt.pipeline.folder.glob(pattern))) for pattern in self.files)
+        return any(paths - attempt.there_before[pattern] for pattern, paths in there)
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}" if self.epoch else self.step
+
+
+_BEFORE_TRAINING = (
+    Point("the flow starts", line=r"^"),
+    Point("MLflow's database is made", files=("home/mlflow/unfinished.db",)),
+    Point("download", files=("home/datasets/*/*.part",)),
+    Point("downloaded", line=r"Downloaded and checked"),
+    Point("upload", files=("home/object-store/datasets/*/*/.*.part",)),
+    Point("uploading", line=r"- Uploading "),
+    Point("provisioned", line=r"- Compute: "),
+    Point("run started", line=r"- (Started|Continuing) run "),
+    Point("standing by", line=r"- standing by"),
+    Point("data set read", line=r"- data set "),
+)
+_EPOCHS = tuple(Point("epoch", epoch=number) for number in range(1, EPOCHS + 1))
+_AFTER_TRAINING = (
+    Point("post-processing", line=r"- post-processing"),
+    Point("plots", line=r"- test_loss "),
+    Point("model is saved", files=("home/mlflow/artifacts/*/models/m-*",)),
+    Point("model is uploaded", files=("home/mlflow/artifacts/*/models/*/artifacts/MLmodel",)),
+    Point("outputs are uploaded", files=("home/mlflow/artifacts/*/*/artifacts/outputs",)),
+    Point("last tags", line=r"- model saved as "),
+    Point("run ends", line=r"- done in "),
+    Point("registration", line=r"- Registered run |- Run \w+ is version "),
+    Point("decision", line=r"- Version \d+ is "),
+    Point("artifacts download", files=(".model.incoming-*",)),
+    Point("artifacts are there", line=r"- models:/"),
+    Point("verification", line=r"- standing by[\s\S]*- models:/[\s\S]*- standing by|- model in "),
+    Point("verified", line=r"- The downloaded model has"),
+    Point("rename", files=("model/MLmodel",)),
+)
+POINTS = (*_BEFORE_TRAINING, *_EPOCHS, *_AFTER_TRAINING)
+"""Every point, in the order in which a run passes them."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What is killed, and when."""
+
+    point: Point
+    victim: Victim
+    delay: float
+    """Seconds between the point and the kill."""
+    at_once: bool
+    """The command is run again without waiting for orphans to end."""
+
+
+@dataclass
+class Case:
+    """A disturbance and what came of it: a row of the table."""
+
+    what: str
+    when: str
+    saw: str = ""
+    differences: list[str] = field(default_factory=list)
+    struck: bool = True
+    """False: the run had ended before."""
+
+    def row(self) -> str:
+        """For a markdown table."""
+        found = "<br>".join(self.differences).replace("|", "/") or "none"
+        return f"| {self.what} | {self.when} | {self.saw} | {found if self.struck else 'it had ended before'} |"
+
+
+def plan(rng: random.Random, length: int, deck: list[Point]) -> list[Kill]:
+    """A chain of kills in the order in which a run passes their points, dealt from `deck`, which is refilled."""
+    points: list[Point] = []
+    while len(points) < length:
+        if not deck:
+            # As many epochs as other points, and all of those.
+            others = [*_BEFORE_TRAINING, *_AFTER_TRAINING]
+            deck += [*others, *rng.sample(_EPOCHS, len(others) // 2)]
+            rng.shuffle(deck)
+        points.append(deck.pop())
+    return [
+        Kill(point, rng.choice(VICTIMS), round(rng.uniform(0, 0.5) if rng.random() < 0.5 else 0, 3), rng.random() < 0.5)
+        for point in sorted(points, key=POINTS.index)
+    ]
+
+
+def run_chain(bench: Bench, chain: list[Kill], tell: Callable[[Case], None] = lambda case: None) -> list[Case]:
+    """In a fresh home run the command and kill it, again and again, let it finish, and compare; a case each."""
+    pipeline = bench.fresh()
+    cases: list[Case] = []
+    outcome: dict[str, Any] = {}
+    for number, kill in enumerate(chain):
+        case, outcome = _run_and_kill(bench, pipeline, kill)
+        cases.append(case)
+        last = number == len(chain) - 1 or bool(outcome)
+        if last:
+            case.differences += _finish_and_compare(bench, pipeline, outcome)
+        tell(case)
+        if last:
+            break
+    return cases
+
+
+def _run_and_kill(bench: Bench, pipeline: Pipeline, kill: Kill) -> tuple[Case, dict[str, Any]]:
+    stalled = kill.point.step == "download"
+    resume = threading.Event()
+    if stalled:
+        bench.mirror.resume = resume
+        at = random.Random(kill.delay).randrange(100_000, 5_000_000)
+        name = max(FILE_NAMES, key=lambda name: len(bench.mirror.files[name]))
+        bench.mirror.behaviour[name] = Behaviour(stall_after=at, times=1)
+    orphans = processes_of(pipeline.folder)
+    attempt = Attempt(pipeline)
+    case = Case(f"{kill.victim}, SIGKILL", f"{kill.point} + {kill.delay:.2f} s")
+    later = POINTS[POINTS.index(kill.point) :]
+    deadline = time.monotonic() + 120
+    while not attempt.is_over and not (reached := [point for point in later if point.is_reached(attempt)]):
+        assert time.monotonic() < deadline, f"waited 120 s for {kill.point}\n{attempt.written}"
+        time.sleep(0.003)
+    if not attempt.is_over:
+        # The delay is drawn, as the point is: it says at which moment the kill falls.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            attempt.process.wait(kill.delay)
+    if attempt.is_over:
+        case.struck = False
+    else:
+        if reached[0] != kill.point:
+            case.when = f"{reached[0]} + {kill.delay:.2f} s"
+        killed = strike(attempt, kill.victim)
+        case.what = f"{killed}, SIGKILL"
+    resume.set()
+    if stalled:
+        bench.mirror.behaviour.clear()
+    try:
+        status, outcome = attempt.wait(SECONDS_TO_END * 2)
+    except subprocess.TimeoutExpired:
+        case.differences.append(f"the command did not end; it was {shown(psutil.Process(attempt.process.pid))}")
+        os.killpg(attempt.process.pid, signal.SIGKILL)
+        status, outcome = attempt.wait()
+    case.saw = "Killed (the shell's word)" if status == -signal.SIGKILL else attempt.said()
+    if status == 0 and case.struck:
+        case.saw = "nothing: the run goes on without it"
+    if "Traceback" in attempt.written:
+        case.differences.append("the user saw a traceback")
+    if kill.at_once:
+        orphans = still_running(orphans)
+        _, alive = psutil.wait_procs(orphans, SECONDS_TO_END)
+        case.differences += [f"an orphan of an earlier run lives on: {shown(one)}" for one in still_running(alive)]
+    else:
+        case.differences += wait_until_all_ended(pipeline)
+    return case, outcome
+
+
+def strike(attempt: Attempt, victim: Victim) -> str:
+    """Kill; says who was there to be killed."""
+    programs = programs_of(attempt.pipeline)
+    if victim == "program" and programs:
+        for program in programs:
+            with contextlib.suppress(psutil.Error):
+                program.kill()
+        return "program"
+    if victim == "both":
+        for program in programs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+        os.killpg(attempt.process.pid, signal.SIGKILL)
+        return "both"
+    attempt.process.kill()
+    return "flow"
+
+
+def _finish_and_compare(bench: Bench, pipeline: Pipeline, outcome: dict[str, Any]) -> list[str]:
+    """Run the command to its end, unless it has an outcome, and say what differs from the undisturbed run."""
+    found = []
+    if not outcome:
+        attempt = Attempt(pipeline)
+        status, outcome = attempt.wait()
+        if status:
+            return [f"the command again ended with {status}: {attempt.said()}"]
+    found += wait_until_all_ended(pipeline)
+    return found + differences(bench.reference, result_of(pipeline, outcome))
+
+
+def _compared(bench: Bench, pipeline: Pipeline, case: Case, outcome: dict[str, Any] | None = None) -> Case:
+    case.differences += _finish_and_compare(bench, pipeline, outcome or {})
+    return case
+
+
+def _expect(case: Case, holds: bool, what: str) -> None:
+    if not holds:
+        case.differences.append(what)
+
+
+# Faults
+
+_CONTINUED = "Continuing run ..., which an earlier attempt left KILLED"
+
+
+def sigterm(bench: Bench, seconds: float) -> Case:
+    """SIGTERM to the flow in the middle of training."""
+    pipeline = bench.fresh()
+    attempt = Attempt(pipeline)
+    attempt.wait_for(r"- epoch 5/")
+    attempt.process.terminate()
+    status, _ = attempt.wait(10)
+    case = Case("SIGTERM to the flow", "epoch 5", attempt.said())
+    _expect(case, status == 143, f"exit status {status}, expected 143")
+    case.differences += wait_until_all_ended(pipeline, 1)
+    return _compared(bench, pipeline, case)
+
+
+def stopped(bench: Bench, seconds: float) -> Case:
+    """SIGSTOP to every process, SIGCONT later."""
+    pipeline = bench.fresh()
+    attempt = Attempt(pipeline)
+    attempt.wait_for(r"- epoch 5/")
+    processes = processes_of(pipeline.folder)
+    for one in processes:
+        one.suspend()
+    time.sleep(seconds)
+    for one in processes:
+        one.resume()
+    status, outcome = attempt.wait()
+    case = Case("SIGSTOP to all, SIGCONT", f"epoch 5, for {seconds:g} s", "nothing: the run goes on")
+    _expect(case, status == 0, f"exit status {status}, expected 0")
+    return _compared(bench, pipeline, case, outcome)
+
+
+def orphan_stopped(bench: Bench, seconds: float) -> Case:
+    """The program is stopped, its flow killed, the command run again while the orphan is there, which then goes on."""
+    pipeline = bench.fresh()
+    attempt = Attempt(pipeline)
+    attempt.wait_for(r"- epoch 5/")
+    orphans = programs_of(pipeline)
+    for one in orphans:
+        one.suspend()
+    attempt.process.kill()
+    attempt.wait()
+    second = Attempt(pipeline)
+    second.wait_for(r"- Continuing run \w+, which an earlier attempt left KILLED")
+    second.wait_for(r"- epoch \d")
+    for one in orphans:
+        one.resume()
+    status, outcome = second.wait()
+    case = Case("flow, SIGKILL; its program SIGSTOP, SIGCONT during the next run", "epoch 5", _CONTINUED)
+    _expect(case, status == 0, f"exit status {status}, expected 0")
+    return _compared(bench, pipeline, case, outcome)
+
+
+def memory_limit(bench: Bench, seconds: float) -> Case:
+    """The program may not have more memory than it has."""
+    pipeline = bench.fresh()
+    attempt = Attempt(pipeline)
+    attempt.wait_for(r"- epoch 3/")
+    (program,) = programs_of(pipeline, "train")
+    limit = program.memory_info().vms
+    resource.prlimit(program.pid, resource.RLIMIT_AS, (limit, limit))
+    status, _ = attempt.wait()
+    case = Case("memory limit on the program", "epoch 3", attempt.said())
+    _expect(case, status == 1, f"exit status {status}, expected 1")
+    _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
+    return _compared(bench, pipeline, case)
+
+
+class _SmallDisk:
+    """A file system of its own, `size` bytes, to be filled up; `None` instead where mounting is not allowed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ballast = folder / "ballast"
+
+    def fill(self) -> None:
+        with self._ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+
+    def empty(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[_SmallDisk | None]:
+    """A file system of 64 MB mounted on `folder`, or None where this user may not mount."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield _SmallDisk(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def disk_full_at_upload(bench: Bench, seconds: float) -> Case:
+    """The disk of the store is full when the data set is sent."""
+    return _disk_full(bench, "upload")
+
+
+def disk_full_in_training(bench: Bench, seconds: float) -> Case:
+    """The disk of the store is full in the middle of training, and there is room again after the user was told."""
+    return _disk_full(bench, "epoch 5")
+
+
+def _disk_full(bench: Bench, when: str) -> Case:
+    case = Case("disk full in the store's folder", when)
+    disk_folder = bench.folder / f"disk-{when.replace(' ', '-')}"
+    with small_disk(disk_folder) as disk:
+        if disk is None:
+            case.saw, case.struck = "skipped: this user may not mount a file system", False
+            return case
+        store = disk_folder / "store"
+        store.mkdir()
+        pipeline = bench.fresh(OBJECT_STORE_URI=store.as_uri(), STORE_FOLDER=str(store))
+        outcome: dict[str, Any] = {}
+        if when == "upload":
+            disk.fill()
+            attempt = Attempt(pipeline)
+            status, _ = attempt.wait()
+            _expect(case, status == 1, f"exit status {status}, expected 1")
+            case.saw = attempt.said()
+        else:
+            attempt = Attempt(pipeline)
+            attempt.wait_for(r"- epoch 5/")
+            disk.fill()
+            attempt.wait_for(r"cannot save the checkpoint")
+            case.saw = next(line for line in attempt.written.splitlines() if "cannot save" in line)
+            case.saw = _cell(case.saw.partition(" - ")[2])
+        _expect(case, str(disk_folder) in attempt.written, "the message does not name the folder")
+        _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
+        disk.empty()
+        if when != "upload":
+            status, outcome = attempt.wait()
+            _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
+        return _compared(bench, pipeline, case, outcome)
+
+
+class MlflowServer:
+    """A real MLflow server on a port of its own, that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start it and return when it answers."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
+                    *("--port", str(self._port), "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"),
+                    *("--artifacts-destination", str(self._folder / "artifacts"), "--serve-artifacts"),
+                ],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+        def answers() -> bool:
+            assert self._process is not None
+            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            with contextlib.suppress(httpx.HTTPError):
+                return httpx.get(f"{self.uri}/health").status_code == 200
+            return False
+
+        wait_until(answers, 120, "the MLflow server's answer")
+
+    def kill(self) -> None:
+        """SIGKILL to it and its workers. Safe to call twice."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+def mlflow_server_down(bench: Bench, seconds: float) -> Case:
+    """The MLflow server is killed in the middle of training and comes back."""
+    pipeline = bench.fresh()
+    server = MlflowServer(pipeline.folder / "mlflow-server")
+    pipeline.environment["MLFLOW_TRACKING_URI"] = server.uri
+    server.start()
+    try:
+        attempt = Attempt(pipeline)
+        attempt.wait_for(r"- epoch 5/")
+        server.kill()
+        time.sleep(seconds)
+        server.start()
+        status, outcome = attempt.wait()
+        case = Case("MLflow server, SIGKILL and started again", f"epoch 5, for {seconds:g} s")
+        told = [line for line in attempt.written.splitlines() if "again in" in line]
+        case.saw = _cell(told[0].partition(" - ")[2]) if told else "no word of it"
+        _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
+        return _compared(bench, pipeline, case, outcome)
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def _on_s3(bench: Bench) -> Iterator[tuple[Pipeline, S3Server]]:
+    pipeline = bench.fresh()
+    with s3_server(pipeline.folder / "s3", "bucket") as server:
+        pipeline.environment |= {
+            **server.environment,
+            "OBJECT_STORE_URI": "s3://bucket/store",
+            "STORE_FOLDER": str(server.folder / "bucket" / "store"),
+        }
+        yield pipeline, server
+
+
+def s3_down_in_training(bench: Bench, seconds: float) -> Case:
+    """The S3 server is killed in the middle of training and comes back."""
+    with _on_s3(bench) as (pipeline, server):
+        attempt = Attempt(pipeline)
+        attempt.wait_for(r"- epoch 5/")
+        server.kill()
+        time.sleep(seconds)
+        server.start()
+        status, outcome = attempt.wait()
+        case = Case("S3 server, SIGKILL and started again", f"epoch 5, for {seconds:g} s")
+        told = [line for line in attempt.written.splitlines() if "again in" in line]
+        case.saw = _cell(told[0].partition(" - ")[2]) if told else "no word of it"
+        _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
+        return _compared(bench, pipeline, case, outcome)
+
+
+def s3_down_in_upload(bench: Bench, seconds: float) -> Case:
+    """The S3 server is killed in the middle of a multipart upload and comes back."""
+    import s3fs
+
+    with _on_s3(bench) as (pipeline, server):
+        watch = s3fs.S3FileSystem(
+            key=KEY_ID, secret=SECRET, endpoint_url=server.endpoint, client_kwargs={"region_name": "us-east-1"}
+        )
+
+        def sends_parts() -> bool:
+            try:
+                return bool(watch.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads"))
+            except FileNotFoundError:  # How this server says that there are none.
+                return False
+
+        assert not sends_parts()  # And connected: an upload takes a tenth of a second.
+        attempt = Attempt(pipeline)
+        attempt.wait_for(r"- Downloaded and checked")
+        while not sends_parts():
+            assert "- Uploaded " not in attempt.written, "the upload was over before its parts were seen"
+        server.kill()
+        ended = False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            attempt.process.wait(seconds)
+            ended = True
+        server.start()
+        status, outcome = attempt.wait()
+        case = Case("S3 server, SIGKILL and started again", f"multipart upload, for {seconds:g} s", attempt.said())
+        _expect(case, status == 0 or ended, f"exit status {status} after the server was back")
+        _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
+        return _compared(bench, pipeline, case, outcome)
+
+
+def two_at_once(bench: Bench, seconds: float) -> Case:
+    """The same command twice at the same time, into the same folder."""
+    pipeline = bench.fresh()
+    (pipeline.folder / "second").mkdir()
+    second = Pipeline(pipeline.folder / "second", pipeline.environment)
+    attempts = [Attempt(pipeline), Attempt(second, f"--output-dir={pipeline.output_dir}")]
+    ended = [attempt.wait() for attempt in attempts]
+    case = Case("the same command twice at once", "from the start")
+    waited = [line for attempt in attempts for line in attempt.written.splitlines() if "aiting" in line]
+    case.saw = waited[-1].partition(" - ")[2] if waited else "no word of it"
+    for attempt, (status, _) in zip(attempts, ended, strict=True):
+        _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
+    _expect(case, sum(" epoch 1/" in attempt.written for attempt in attempts) == 1, "not exactly one of them trained")
+    outcomes = [outcome for status, outcome in ended if status == 0]
+    _expect(case, len({outcome["run_id"] for outcome in outcomes}) == 1, "they used two runs")
+    return _compared(bench, pipeline, case, outcomes[0] if len(outcomes) == 2 else None)
+
+
+FAULTS: dict[str, Callable[[Bench, float], Case]] = {
+    function.__name__: function
+    for function in (
+        sigterm,
+        stopped,
+        orphan_stopped,
+        memory_limit,
+        disk_full_at_upload,
+        disk_full_in_training,
+        mlflow_server_down,
+        s3_down_in_training,
+        s3_down_in_upload,
+        two_at_once,
+    )
+}
+"""By name; the second argument is how long, in seconds, something is away."""
