@@ -41,7 +41,7 @@ clean:
 
 lock: $(STAMP)
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --no-header --extra dev pyproject.toml -o requirements.lock
+	  --no-header --extra dev --extra stack --extra ray pyproject.toml -o requirements.lock
 
 $(STAMP):
 	@sh build_environment.sh "$(STAMP)"
