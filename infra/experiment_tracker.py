@@ -125,8 +125,10 @@ class ExperimentTracker:
             return str(run.info.run_id)
 
     def continue_run(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set an unfinished run to RUNNING again."""
+        """Set an unfinished run to RUNNING again; why it had ended is no longer true of it."""
         with self._translated(f"continue run {run_id}"):
+            if "cause" in self._client.get_run(run_id).data.tags:
+                self._client.delete_tag(run_id, "cause")
             self._client.update_run(run_id, status="RUNNING")
         self.set_tags(run_id, tags)
 

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 from fsspec.core import split_protocol, url_to_fs
 
-from infra.errors import ObjectStoreError
+from infra.errors import ObjectStoreError, ObjectStoreUnreachable
 from infra.settings import without_secrets
 
 _PART_BYTES = 5 * 2**20  # The smallest part that S3 takes.
@@ -55,10 +55,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     }
 }
 _OPTIONS["s3a"] = _OPTIONS["s3"]
-
-
-class ObjectStoreUnreachable(ObjectStoreError):
-    """No answer, a broken connection, or a server in trouble (5xx): the same request may succeed later."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ObjectStoreError
-from infra.object_store import ObjectStore, ObjectStoreUnreachable, SourceFile
+from infra.errors import ObjectStoreError, ObjectStoreUnreachable
+from infra.object_store import ObjectStore, SourceFile
 from tests.s3_server import KEY_ID, SECRET, S3Server, free_port, s3_server
 
 ROOT = Path(__file__).parent.parent

@@ -148,8 +148,7 @@ def _run_facts(client: Any, run_id: str) -> dict[str, Any]:
         "artifacts": sorted(_artifacts(client, run_id, "")),
         "logged models": [(one.source_run_id == run_id, str(one.status)) for one in models],
         "model outputs": [(one.model_id == run.data.tags["model_id"], one.step) for one in run.outputs.model_outputs],
-        # "cause" says why an attempt broke off; its history stays with the run.
-        "tags": sorted(run.data.tags.keys() - {"cause"}),
+        "tags": sorted(run.data.tags),
     }
     for key in run.data.metrics:
         history = client.get_metric_history(run_id, key)
