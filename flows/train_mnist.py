@@ -18,7 +18,7 @@ from infra.compute import Accelerator, compute_target
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import load_settings
 from tasks.dataset_catalog import describe_dataset
-from tasks.download_artifacts import download_artifacts
+from tasks.download_artifacts import download_artifacts, filled_in
 from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset
 from tasks.gate import RECALL_FLOOR, Gate, GateRules
 from tasks.provision_compute import provision_compute
@@ -50,7 +50,10 @@ def train_mnist(
         RECALL_FLOOR, description="How far the recall of a digit may fall in a new champion.", ge=0, le=1
     ),
     experiment: str = Field("keras-mnist", description="MLflow experiment of the run.", pattern=r"^[\w. -]{1,200}$"),
-    output_dir: Path = Field(Path("model"), description="Folder for the model's files; it is replaced as a whole."),
+    output_dir: Path = Field(
+        Path("model"),
+        description="Folder for the model's files, replaced as a whole; {model_name} and {version} are filled in.",
+    ),
     retrain: bool = Field(False, description="Train even if a finished run has the same training key."),
     overwrite_dataset: bool = Field(False, description="Send the data set to the store even if it is there."),
 ) -> TrainingReport:
@@ -79,7 +82,8 @@ def train_mnist(
             rules = GateRules(gate, recall_floor)
             version = register_model(run, stored, model_name, rules, machine, settings, tracker)
         with seconds.step("download artifacts"):
-            folder = download_artifacts(version, stored, output_dir, machine, settings, tracker)
+            folder = filled_in(output_dir, version)
+            download_artifacts(version, stored, folder, machine, settings, tracker)
     finally:
         target.release()
         machine.release()

@@ -17,6 +17,7 @@ from tasks.training_program.dataset_files import FILE_NAMES
 from tests.http_server import HttpServer, serving
 from tests.pipeline import Pipeline
 from tests.small_dataset import write_catalog, write_small_dataset
+from tests.stack import Stack
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,6 +91,18 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDat
     write_catalog(folder / "datasets.toml", folder)
     with serving({name: (folder / name).read_bytes() for name in FILE_NAMES}) as server:
         yield SmallDataset(folder / "datasets.toml", server)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, small_dataset: SmallDataset) -> Iterator[Stack]:
+    """A running stack, whose `mnist` is the small data set; started once, so leave it as you found it: running."""
+    given = {"MNIST_MIRRORS": small_dataset.server.address, "DATASET_CATALOG": str(small_dataset.catalog)}
+    running = Stack(tmp_path_factory.mktemp("stack"), given)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture(scope="module")
