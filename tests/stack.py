@@ -23,7 +23,7 @@ from tests.s3_server import free_port
 
 ROOT = Path(__file__).parent.parent
 
-SECONDS_TO_START = 240
+SECONDS_TO_START = 400
 """Far above the 90 s that it may take on an idle machine: the tests' machine is seldom idle."""
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")

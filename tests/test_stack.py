@@ -1,8 +1,12 @@
 """The servers, the deployments and what happens when parts of them die: `make stack`, real and whole."""
 
 import httpx
+import pytest
 
 from tests.stack import SMALL, Stack
+
+# The first of them waits for the stack as well.
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_every_part_answers_and_nobody_else_is_let_in(stack: Stack) -> None:

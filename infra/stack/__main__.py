@@ -18,8 +18,8 @@ from infra.settings import StackSettings, child_environment, load_stack_settings
 from infra.stack import log
 from infra.stack.parts import BIN, all_parts, prepare
 
-SECONDS_TO_ANSWER = 120
-"""How long a part waits for those that it needs, before it is started again."""
+PATIENCE_SECONDS = 60
+"""A part that waits longer for another says so, and goes on waiting."""
 
 
 def start(stack: StackSettings) -> None:
@@ -36,12 +36,14 @@ def start(stack: StackSettings) -> None:
 def become(stack: StackSettings, name: str) -> None:
     """Wait for what a part needs, then become it."""
     parts = all_parts(stack)
-    deadline = time.monotonic() + SECONDS_TO_ANSWER
     for needed in parts[name].needs:
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not parts[needed].answers():
             if time.monotonic() > deadline:
-                sys.exit(f"{needed} did not answer within {SECONDS_TO_ANSWER} s")
-            time.sleep(0.3)
+                sys.stdout.write(f"Waiting for {needed}, which does not answer yet\n")
+                sys.stdout.flush()
+                deadline += PATIENCE_SECONDS
+            time.sleep(0.5)
     part = parts[name]
     os.execvpe(part.command[0], part.command, child_environment(**part.environment, PYTHONUNBUFFERED="1"))
 
