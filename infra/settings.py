@@ -95,7 +95,7 @@ class StackSettings:
     mlflow_port: int
     store_port: int
     failure_notification_url: str | None
-    """Where to tell of failed runs, an Apprise address; it holds a secret. None: nobody is told."""
+    """A chat's incoming webhook, to tell of failed runs; a secret. None: nobody is told."""
 
     @property
     def folder(self) -> Path:

@@ -1,23 +1,24 @@
 """The stack as a person starts it: `python -m infra.stack`, on free ports and in a home of its own."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Self
 
 import httpx
 import psutil
 
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import Settings, StackSettings, load_settings, load_stack_settings
-from infra.stack.parts import client_environment
+from infra.stack.parts import all_parts, client_environment
 from tests.pipeline import QUICK, descendants, wait_until
 from tests.s3_server import free_port
 
@@ -108,6 +109,11 @@ class Stack:
         )
         assert process.poll() is None, self.log[begin:]
 
+    def wait_until_up(self) -> None:
+        """Wait until every part that was killed answers again."""
+        parts = all_parts(self.settings).values()
+        wait_until(lambda: all(part.answers() for part in parts), SECONDS_TO_START, "every part to answer")
+
     def stop(self) -> None:
         """What Ctrl-C does; safe to call twice."""
         if self.process is None:
@@ -184,8 +190,30 @@ class Stack:
         return found[0]
 
 
-def eventually(condition: Callable[[], bool], limit_seconds: float) -> float:
-    """Seconds until the condition held."""
-    started = time.monotonic()
-    wait_until(condition, limit_seconds, "the condition")
-    return time.monotonic() - started
+class Channel:
+    """A chat's incoming webhook on loopback, which keeps the texts that it is sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        messages = self.messages
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                messages.append(json.loads(self.rfile.read(length))["text"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}/hooks/secret"
+
+    def __enter__(self) -> Self:
+        Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()

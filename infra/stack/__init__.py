@@ -5,6 +5,7 @@
     mlflow     runs and models; clients send files through it, so that it alone needs the store's key for them
     prefect    the API, its schedules and the UI
     worker     runs what the deployments ask for, each flow run a process
+    reconcile  closes, in Prefect and in MLflow, what died without a word
     deploy     puts the deployments and automations in place, says where everything is, and ends
 
 Everything listens on loopback only and keeps its state under PIPELINE_HOME. supervisor holds it together: it starts

@@ -93,6 +93,12 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
             ("prefect",),
             lambda: _pool_is_ready(stack),
         ),
+        "reconcile": Part(
+            (sys.executable, "-m", "flows.reconcile"),
+            {**prefect_home, **client_environment(stack)},
+            ("prefect", "mlflow"),
+            lambda: True,
+        ),
         "deploy": Part(
             (sys.executable, "-m", "flows.deploy"),
             {**prefect_home, **client_environment(stack)},
