@@ -16,6 +16,7 @@ from prefect.blocks.fields import SecretDict
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
@@ -111,8 +112,9 @@ def put_in_place(automation: Automation) -> None:
 
 def refuse_unknown_parameters() -> None:
     """Let the server refuse a parameter that the flow does not have; by itself it starts a run, which crashes."""
+    ours = FlowFilter(name=FlowFilterName(any_=["train-mnist"]))
     with get_client(sync_client=True) as client:
-        for deployment in client.read_deployments():
+        for deployment in client.read_deployments(flow_filter=ours):
             schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
             client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
