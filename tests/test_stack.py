@@ -134,6 +134,7 @@ def test_runs_side_by_side_give_two_versions_and_one_champion(stack: Stack) -> N
 
 def test_a_schedule_that_is_due_fires_and_a_night_without_changes_trains_nothing(stack: Stack) -> None:
     nightly = stack.deployment("nightly")
+    stack.wait_for(stack.submit(hyperparameters={"seed": 1}))
     # Every 30 s: a single date could pass before the scheduler, which looks every 5 s, has seen the schedule.
     schedule = {"interval": 30, "anchor_date": datetime.now(UTC).isoformat(), "timezone": "UTC"}
     parameters = {"hyperparameters": {**SMALL, "seed": 1}}
