@@ -1,4 +1,5 @@
 # make train   train, register and fetch the model (ARGS="--epochs 2" passes flags on)
+# make stack   Prefect, MLflow, an S3 store, PostgreSQL and a worker, with the schedule; Ctrl-C ends them
 # make test    every test, against real parts on this machine
 # make check   format, lint, types and import rules
 # make torture kill it at 50 points and break every service, and compare with an undisturbed run
@@ -18,10 +19,13 @@ EXTRAS := --extra dev --extra stack --extra ray
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 BIN := .venv/bin
 
-.PHONY: train test check torture bench clean lock
+.PHONY: train stack test check torture bench clean lock
 
 train: $(STAMP)
 	@$(BIN)/python -m flows.train_mnist $(ARGS)
+
+stack: $(STAMP)
+	@exec $(BIN)/python -m infra.stack
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)

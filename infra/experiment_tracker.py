@@ -100,6 +100,11 @@ class ExperimentTracker:
 
     # Runs
 
+    def experiments(self) -> list[str]:
+        """The names of all experiments."""
+        with self._translated("list the experiments"):
+            return [experiment.name for experiment in self._client.search_experiments()]
+
     def find_runs(self, experiment: str, tags: Mapping[str, str], status: str | None = None) -> list[Run]:
         """The runs of `experiment` that have these tags and this status, newest first."""
         with self._translated(f"search the runs of experiment {experiment}"):
