@@ -9,9 +9,13 @@ go of it. So a dead one is found within a minute, and a slow one is never taken 
 import infra.quiet_libraries  # noqa: F401  isort: skip
 
 import logging
+import signal
+import sys
 import time
+from contextlib import suppress
 from uuid import UUID
 
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
@@ -82,19 +86,36 @@ def _cause(flow_run_id: str) -> str:
     return f"its process died without a word{said}"[:500]
 
 
+def end_flow_runs(settings: Settings) -> None:
+    """Tell the flow runs of workers to end: one whose worker was killed has nobody else who would.
+
+    A run that a person started at a terminal is that person's.
+    """
+    for path in settings.locks_folder.glob(life_file(settings, "*").name):
+        if is_held(path):
+            with suppress(psutil.Error, ValueError):
+                process = psutil.Process(int(path.read_text().split()[-1]))
+                if "prefect.engine" in process.cmdline():
+                    process.terminate()
+
+
 def main() -> None:
-    """Look again and again, until told to end."""
+    """Look again and again, until told to end; the stack ends then, and the flow runs of its workers with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = load_settings()
     tracker = ExperimentTracker(settings)
     suspects: set[str] = set()
-    while True:
-        try:
-            suspects = look(settings, tracker, suspects)
-        except (PipelineError, *UNREACHABLE) as error:
-            LOGGER.warning("Looked in vain: %s", str(error).partition("\n")[0])
-        time.sleep(SECONDS_BETWEEN)
+    try:
+        while True:
+            try:
+                suspects = look(settings, tracker, suspects)
+            except (PipelineError, *UNREACHABLE) as error:
+                LOGGER.warning("Looked in vain: %s", str(error).partition("\n")[0])
+            time.sleep(SECONDS_BETWEEN)
+    finally:
+        end_flow_runs(settings)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def become(stack: StackSettings, name: str) -> None:
                 deadline += PATIENCE_SECONDS
             time.sleep(0.5)
     part = parts[name]
+    _end_leftovers(stack.ports.get(name))
     os.execvpe(part.command[0], part.command, child_environment(**part.environment, PYTHONUNBUFFERED="1"))
 
 
@@ -57,16 +58,35 @@ def _refuse_port_in_use(name: str, port: int) -> None:
             return
         except OSError as error:
             refusal = error
-    try:
-        listening = psutil.net_connections("tcp")
-    except psutil.AccessDenied:  # macOS, for all but root.
-        listening = []
-    owners = {one.pid for one in listening if one.status == "LISTEN" and one.pid and one.laddr[1:] == (port,)}
-    described = ", ".join(f"process {pid} ({psutil.Process(pid).name()})" for pid in sorted(owners))
+    described = ", ".join(f"process {one.pid} ({one.name()})" for one in _listeners(port))
     raise SettingsError(
         f"Port {port} of 127.0.0.1, for {name}, is in use by {described or f'a process of another user ({refusal})'}.\n"
         f"Stop it, or choose another port: STACK_{name.upper()}_PORT=... make stack. Nothing was started."
     )
+
+
+def _end_leftovers(port: int | None) -> None:
+    """End what a part that was killed outright left listening: both servers' commands start a process that serves.
+
+    Nobody else can have the port: it was free when the stack was started, and the part took it.
+    """
+    leftovers = [] if port is None else _listeners(port)
+    for one in leftovers:
+        one.kill()
+    psutil.wait_procs(leftovers, timeout=10)
+
+
+def _listeners(port: int) -> list[psutil.Process]:
+    """The processes that listen on a TCP port, as far as this user may see them."""
+    found = []
+    for one in psutil.process_iter():
+        try:
+            connections = one.net_connections("tcp")
+        except psutil.Error:
+            continue
+        if any(opened.status == "LISTEN" and opened.laddr[1:] == (port,) for opened in connections):
+            found.append(one)
+    return found
 
 
 def main() -> int:

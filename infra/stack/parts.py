@@ -29,6 +29,8 @@ class Part:
     """Parts that must answer before this one is started."""
     answers: Callable[[], bool]
     stop_signal: str = "TERM"
+    has_children: bool = False
+    """Its command starts the process that serves, and may not take it along when it ends."""
     once: bool = False
     """It does its work and ends."""
 
@@ -69,6 +71,7 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
             {**store_access(stack), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             ("postgres", "store"),
             lambda: _answers(f"{stack.mlflow_url}/health", 200),
+            has_children=True,
         ),
         "prefect": Part(
             _command(*(sys.executable, "-m", "prefect", "server", "start"), host="127.0.0.1", port=stack.prefect_port),
@@ -84,6 +87,7 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
             },
             ("postgres",),
             lambda: _answers(f"{stack.prefect_api_url}/health", 200),
+            has_children=True,
         ),
         "worker": Part(
             _command(
@@ -247,6 +251,7 @@ def _supervisor_configuration(stack: StackSettings) -> str:
                 stopsignal=part.stop_signal,
                 # The worker ends its flow runs first, and gives each 30 s.
                 stopwaitsecs=45,
+                stopasgroup=str(part.has_children).lower(),
                 killasgroup="true",
                 redirect_stderr="true",
                 stdout_events_enabled="true",
