@@ -87,7 +87,10 @@ def publish_report(
         epoch_seconds=round(tracker.metric_sum(run.run_id, "epoch_seconds"), 3),
         seconds=seconds.seconds,
     )
-    links = (("Run", run.run_id, tracker.run_url(facts)), ("Version", registered.uri, tracker.version_url(registered)))
+    links = (
+        ("MLflow run", run.run_id, tracker.run_url(facts)),
+        ("model version", registered.uri, tracker.version_url(registered)),
+    )
     create_markdown_artifact(_markdown(report, facts, links), key="training-report", description="What came out")
     return report
 
@@ -118,7 +121,7 @@ def _markdown(report: TrainingReport, run: Run, links: tuple[tuple[str, str, str
     return "\n\n".join(
         [
             f"# {report.model_name} version {report.model_version}: {report.test_accuracy:.2%} on the test set",
-            f"{report.champion_decision}. Data set {report.dataset}; {outcome}.",
+            f"{report.champion_decision.rstrip('.')}. Data set {report.dataset}; {outcome}.",
             table(
                 "What",
                 "Value",
