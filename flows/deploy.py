@@ -18,6 +18,7 @@ from prefect.blocks.fields import SecretDict
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
@@ -114,9 +115,10 @@ def put_in_place(automation: Automation) -> None:
 
 
 def complete_forms(datasets: Collection[str]) -> None:
-    """Let the server refuse, for every deployment, what its flow would; see `flows.form`."""
+    """Let the server refuse, for each of our deployments, what the flow would; see `flows.form`."""
+    ours = FlowFilter(name=FlowFilterName(any_=["train-mnist"]))
     with get_client(sync_client=True) as client:
-        for deployment in client.read_deployments():
+        for deployment in client.read_deployments(flow_filter=ours):
             if schema := deployment.parameter_openapi_schema:
                 update = DeploymentUpdate(parameter_openapi_schema=completed(schema, datasets))
                 client.update_deployment(deployment.id, update)

@@ -84,7 +84,7 @@ def _cause(flow_run_id: str) -> str:
 
 def main() -> None:
     """Look again and again, until told to end."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = load_settings()
     tracker = ExperimentTracker(settings)

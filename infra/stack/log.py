@@ -16,6 +16,6 @@ def label_lines() -> None:
         name = described["processname"]
         *lines, unfinished[name] = (unfinished.get(name, "") + text).split("\n")
         if lines:
-            sys.stderr.write("".join(f"{name:<9}| {line}\n" for line in lines))
+            sys.stderr.write("".join(f"{name:<10}| {line}\n" for line in lines))
             sys.stderr.flush()
         childutils.listener.ok(sys.stdout)

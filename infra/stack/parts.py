@@ -170,6 +170,7 @@ def environment_file(stack: StackSettings) -> str:
 
 def prepare(stack: StackSettings) -> None:
     """Everything on disk that the parts expect; safe to repeat."""
+    stack.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = stack.folder / "store"
     for folder in (store / "pipeline", store / "mlflow", stack.folder / "prefect", stack.prefect_pages_folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +203,8 @@ def _supervisor_configuration(stack: StackSettings) -> str:
         return "\n".join([f"[{name}]", *lines, ""])
 
     socket = stack.folder / "supervisor.sock"
+    # The socket's mode keeps others out; without a password as well supervisor warns at each start.
+    access = {"username": "stack", "password": secrets.token_hex(16)}
     logs = stack.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     ours = [sys.executable, "-m", "infra.stack"]
@@ -216,8 +219,8 @@ def _supervisor_configuration(stack: StackSettings) -> str:
             directory=PROJECT_ROOT,
             **as_root,
         ),
-        section("unix_http_server", file=socket, chmod="0700"),
-        section("supervisorctl", serverurl=f"unix://{socket}"),
+        section("unix_http_server", file=socket, chmod="0700", **access),
+        section("supervisorctl", serverurl=f"unix://{socket}", **access),
         section(
             "rpcinterface:supervisor",
             **{"supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"},
