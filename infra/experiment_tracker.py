@@ -296,15 +296,17 @@ class ExperimentTracker:
 
     def run_url(self, run: Run) -> str | None:
         """The page of a run, where MLflow has pages."""
-        if not is_http(self.uri):
-            return None
-        return f"{without_secrets(self.uri).rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        return self._page(f"experiments/{run.experiment_id}/runs/{run.run_id}")
 
     def version_url(self, version: Version) -> str | None:
         """The page of a model version, where MLflow has pages."""
+        return self._page(f"models/{version.name}/versions/{version.version}")
+
+    def _page(self, path: str) -> str | None:
         if not is_http(self.uri):
             return None
-        return f"{without_secrets(self.uri).rstrip('/')}/#/models/{version.name}/versions/{version.version}"
+        # Beside what belongs to trained models; by itself MLflow opens among traces, prompts and judges.
+        return f"{without_secrets(self.uri).rstrip('/')}/#/{path}?workflowType=machine_learning"
 
     @property
     def _client(self) -> Any:
@@ -352,9 +354,7 @@ class ExperimentTracker:
             return str(found.experiment_id)
         try:
             location = f"{self._artifacts_uri}/{name}" if self._artifacts_uri else None
-            # Its pages then show what there is of a trained model, else they would be those of a chatbot.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
+            return str(self._client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

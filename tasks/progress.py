@@ -1,7 +1,6 @@
 """How a task shows that long work goes on: a bar in a terminal, lines elsewhere, an artifact in the UI."""
 
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -52,8 +51,7 @@ def byte_progress(title: str, total: int, logger: Logger) -> Iterator[Callable[[
                 if not in_task_run:
                     return
                 if artifact is None:
-                    key = re.sub(r"[^a-z0-9]+", "-", title.lower())
-                    artifact = create_progress_artifact(percent, key=key, description=title)  # type: ignore[assignment]
+                    artifact = create_progress_artifact(percent, description=title)  # type: ignore[assignment]
                 else:
                     update_progress_artifact(artifact, percent)
 

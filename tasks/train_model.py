@@ -235,7 +235,7 @@ def _run_program(
     progress = None
     # A server that is away for a while is no reason to end a training.
     with suppress(*UNREACHABLE):
-        progress = create_progress_artifact(0.0, key="training-progress", description=f"Training, {epochs} epochs")
+        progress = create_progress_artifact(0.0, description=f"Training, {epochs} epochs")
     phases = _Phases()
     with log_file.open("a", buffering=1) as log:
         for line in target.run(job):
