@@ -104,7 +104,7 @@ def test_a_training_from_the_form_to_its_page_in_mlflow(stack: Stack, page: Page
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("outputs", exact=True).click()
     page.get_by_text("learning_curves.png").click()
-    expect(page.get_by_role("main").get_by_role("img").first).to_be_visible()
+    expect(page.get_by_role("img", name="outputs/learning_curves.png")).to_be_visible()
 
 
 def test_a_wrong_value_in_the_form_makes_no_run(stack: Stack, page: Page) -> None:
