@@ -128,7 +128,7 @@ def test_runs_side_by_side_give_two_versions_and_one_champion(stack: Stack) -> N
     assert champion.version in numbers
     for number in numbers:
         assert (stack.home / "models" / "keras-dnn-mnist" / str(number) / "MLmodel").is_file()
-    reports = stack.api("POST", "/artifacts/filter", artifacts={"key": {"any_": ["training-report"]}})
+    reports = stack.api("POST", "/artifacts/filter", artifacts={"type": {"any_": ["markdown"]}})
     assert all(any(stack.tracker.run_url(run) in report["data"] for report in reports) for run in runs)
 
 
