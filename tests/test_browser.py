@@ -22,6 +22,7 @@ ARGUMENTS += ["--disable-gpu", "--no-sandbox"]
 
 PATIENCE_MS = 60_000
 RUN_PATIENCE_MS = 400_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")

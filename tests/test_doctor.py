@@ -35,7 +35,7 @@ def test_a_killed_run_is_found_and_closed_and_its_checkpoints_are_kept(fresh_pip
     started = descendants(process.pid)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    wait_until(lambda: still_running(started) == [], 10, "the end of all that was started")
+    wait_until(lambda: still_running(started) == [], 60, "the end of all that was started")
     incomplete = Path(fresh_pipeline.folder, "home", "object-store", "datasets", "mnist", "0" * 64)
     incomplete.mkdir()
     (incomplete / "train-images-idx3-ubyte.gz").write_bytes(b"half")

@@ -110,7 +110,7 @@ def test_a_wrong_parameter_is_refused_before_a_run_starts(stack: Stack, wrong: d
 
 
 def test_runs_side_by_side_give_two_versions_and_one_champion(stack: Stack) -> None:
-    first, second = (stack.submit(hyperparameters={"seed": seed}) for seed in (1, 2))
+    first, second = (stack.submit(hyperparameters={"seed": seed}, model_name="side-by-side") for seed in (1, 2))
     for run_id in (first, second):
         ended = stack.wait_for(run_id)
         assert ended["state_name"] == "Completed", stack.flow_log(run_id)
@@ -120,14 +120,14 @@ def test_runs_side_by_side_give_two_versions_and_one_champion(stack: Stack) -> N
     runs = [stack.mlflow_run(run_id) for run_id in (first, second)]
     assert [run.status for run in runs] == ["FINISHED", "FINISHED"]
     assert [run.params["seed"] for run in runs] == ["1", "2"]
-    versions = [stack.tracker.find_version("keras-dnn-mnist", run.run_id) for run in runs]
+    versions = [stack.tracker.find_version("side-by-side", run.run_id) for run in runs]
     numbers = {version.version for version in versions if version}
     assert len(numbers) == 2
-    champion = stack.tracker.version_by_alias("keras-dnn-mnist", "champion")
+    champion = stack.tracker.version_by_alias("side-by-side", "champion")
     assert champion is not None
     assert champion.version in numbers
     for number in numbers:
-        assert (stack.home / "models" / "keras-dnn-mnist" / str(number) / "MLmodel").is_file()
+        assert (stack.home / "models" / "side-by-side" / str(number) / "MLmodel").is_file()
     reports = stack.api("POST", "/artifacts/filter", artifacts={"type": {"any_": ["markdown"]}})
     assert all(any(stack.tracker.run_url(run) in report["data"] for report in reports) for run in runs)
 
