@@ -24,6 +24,7 @@ from tests.s3_server import free_port
 RAY = Path(sys.executable).with_name("ray")
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 IDLE_SECONDS = 6.0
+ATTEMPTS = 3
 
 
 class RayCluster:
@@ -53,6 +54,8 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             # A machine that tests on all its cores starts a raylet slowly.
             "RAY_raylet_start_wait_time_s": "180",
+            # Ray gives way to all else by default (15), and other tests run beside it.
+            "RAY_worker_niceness": "0",
             # Within which the head notices that a node has died.
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "2000",
@@ -64,9 +67,15 @@ class RayCluster:
         command += ["--min-worker-port=0", "--max-worker-port=0", "--num-cpus=0", "--num-gpus=0"]
         command += ["--object-store-memory=80000000", "--disable-usage-stats", f"--autoscaling-config={config}"]
         log = self.folder / "start.txt"
-        with log.open("w") as out:
-            done = subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=180, check=False)
-        assert done.returncode == 0, log.read_text()
+        # A raylet gives its agents 15 s to import what they need, which on a busy machine is a matter of luck.
+        for _ in range(ATTEMPTS):
+            with log.open("w") as out, suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=60, check=False)
+                if done.returncode == 0:
+                    break
+            self.stop()
+        else:
+            raise AssertionError(f"no head came up in {ATTEMPTS} attempts:\n{log.read_text()}")
         wait_until(lambda: bool(self._get("/api/cluster_status")), 120, "the autoscaler's first word")
 
     def stop(self) -> None:

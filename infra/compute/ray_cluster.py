@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -40,7 +41,7 @@ POLL_SECONDS = 0.5
 SECONDS_TO_CONNECT, SECONDS_TO_ANSWER = 5.0, 30.0
 SECONDS_WITHOUT_ANSWER = 60.0
 """How long the cluster may be silent in the middle of a job: the restart of a head takes about as long."""
-SECONDS_TO_STOP = 15.0
+SECONDS_TO_STOP = 30.0
 """Within which Ray reports a job as stopped; it sends SIGKILL 3 s after SIGTERM."""
 ACCELERATOR_SHARE = 0.001
 """What Ray's own `accelerator_type` asks of the resource that marks a kind of GPU: enough to land on such a node."""
@@ -415,11 +416,7 @@ class RayCluster:
         LOGGER.debug("Ending job %s: %s", job, why)
         lease.withdraw()
         try:
-            if self._info(job)["status"] in ACTIVE:
-                self._client.stop_job(job)
-            deadline = time.monotonic() + SECONDS_TO_STOP
-            while self._info(job)["status"] in ACTIVE and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+            stop_job(self._client, job)
         except (ComputeUnavailable, OSError, RuntimeError) as error:
             LOGGER.warning(
                 "Job %s on %s could not be ended (%s); it ends by itself, its lease was taken back. To see what is "
@@ -648,6 +645,42 @@ def connect(jobs_url: str) -> Any:
 def list_jobs(client: Any) -> list[dict[str, Any]]:
     """The submitted jobs that the cluster knows, as its API describes them."""
     return [info for info in _get(client, "/api/jobs/") if info.get("submission_id")]
+
+
+def stop_job(client: Any, job: str) -> None:
+    """End a job and wait until the cluster says so; raises `ComputeUnavailable` if it does not."""
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    status = _get(client, f"/api/jobs/{job}")["status"]
+    if status not in ACTIVE:
+        return
+    client.stop_job(job)
+    if status == "PENDING":
+        _withdraw_demand(client, job)
+    while _get(client, f"/api/jobs/{job}")["status"] in ACTIVE:
+        if time.monotonic() > deadline:
+            raise ComputeUnavailable(f"Job {job} has not ended {SECONDS_TO_STOP:g} s after it was told to.")
+        time.sleep(POLL_SECONDS)
+
+
+def describe_nodes(client: Any) -> list[str]:
+    """The living nodes of the cluster, a line each."""
+    found = _get(client, "/api/v0/nodes")["data"]["result"]["result"]
+    return [
+        f"{'head' if node['is_head_node'] else 'node'} {node['node_ip']}  {_resources(node['resources_total'])}"
+        for node in found
+        if node["state"] == "ALIVE"
+    ]
+
+
+def _withdraw_demand(client: Any, job: str) -> None:
+    """End a job that waits for a node.
+
+    Ray's own stopping of a job is a message that waits with it: the demand would stay, and a node would come for
+    nothing, today or as soon as there is one. What waits is an actor, which a job on the head ends by its name.
+    """
+    actor = json.dumps(f"_ray_internal_job_actor_{job}")
+    code = f"import ray; ray.init(); ray.kill(ray.get_actor({actor}, namespace='SUPERVISOR_ACTOR_RAY_NAMESPACE'))"
+    client.submit_job(entrypoint=shlex.join(["python", "-c", code]), submission_id=f"end-{job}-{secrets.token_hex(3)}")
 
 
 def read_lease(store: ObjectStore, job: str) -> dict[str, Any] | None:
