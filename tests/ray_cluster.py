@@ -24,7 +24,7 @@ from tests.s3_server import free_port
 RAY = Path(sys.executable).with_name("ray")
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 IDLE_SECONDS = 6.0
-ATTEMPTS = 3
+ATTEMPTS = 2
 
 
 class RayCluster:
@@ -70,7 +70,7 @@ class RayCluster:
         # A raylet gives its agents 15 s to import what they need, which on a busy machine is a matter of luck.
         for _ in range(ATTEMPTS):
             with log.open("w") as out, suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=60, check=False)
+                done = subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=150, check=False)
                 if done.returncode == 0:
                     break
             self.stop()
