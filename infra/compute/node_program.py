@@ -202,7 +202,7 @@ class Program:
 def watch(program: Program, folder: Folder, lease_seconds: float) -> int:
     """Give the program its order as soon as there is one, and wait for its end or that of the lease."""
     lease, seen = None, time.monotonic()
-    ordered, next_look = False, 0.0
+    ordered, released, next_look = False, False, 0.0
     while (code := program.exit_code()) is None:
         time.sleep(0.2)
         try:
@@ -213,12 +213,13 @@ def watch(program: Program, folder: Folder, lease_seconds: float) -> int:
                 # Whether it changes, not what time it says: the clocks of two machines differ.
                 if (found := folder.read(LEASE)) != lease:
                     lease, seen = found, time.monotonic()
+                released = found is None or found.get("released", False)
                 next_look = time.monotonic() + min(lease_seconds / 10, 5)
         except Exception as error:
             # A store that is away for a while; the program has patience of its own, and the lease has an end.
             say("trouble", f"{type(error).__name__}: {error}")
             time.sleep(1)
-        if lease is None or lease.get("released"):
+        if released:
             say("ended", "the flow has released the job")
             return EXIT_LEASE
         if time.monotonic() - seen > lease_seconds:

@@ -203,9 +203,17 @@ class RayCluster:
         deadline = started + self._options.provision_timeout
         shown = ""
         running_since: float | None = None
+        answered = started
         while not self._released.is_set():
-            info = self._job_info()
-            log.read_if(info["status"] != "PENDING")
+            try:
+                info = self._job_info()
+                log.read_if(info["status"] != "PENDING")
+                answered = time.monotonic()
+            except ComputeUnavailable:
+                if time.monotonic() - answered > self._patience:
+                    raise
+                self._released.wait(POLL_SECONDS)
+                continue
             if running_since is None and log.started_at is not None:
                 running_since = time.monotonic()
                 self._provisioned = running_since - started
