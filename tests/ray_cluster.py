@@ -24,7 +24,7 @@ from tests.s3_server import free_port
 RAY = Path(sys.executable).with_name("ray")
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 IDLE_SECONDS = 6.0
-ATTEMPTS = 2
+ATTEMPTS = 4
 
 
 class RayCluster:
@@ -52,8 +52,6 @@ class RayCluster:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
-            # A machine that tests on all its cores starts a raylet slowly.
-            "RAY_raylet_start_wait_time_s": "180",
             # Ray gives way to all else by default (15), and other tests run beside it.
             "RAY_worker_niceness": "0",
             # Within which the head notices that a node has died.
@@ -70,7 +68,7 @@ class RayCluster:
         # A raylet gives its agents 15 s to import what they need, which on a busy machine is a matter of luck.
         for _ in range(ATTEMPTS):
             with log.open("w") as out, suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=150, check=False)
+                done = subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=90, check=False)
                 if done.returncode == 0:
                     break
             self.stop()
