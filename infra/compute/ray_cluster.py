@@ -19,6 +19,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -276,8 +277,9 @@ class RayCluster:
         """The autoscaler's word that no type of node has what the job asks for."""
         wanted = [f"'GPU': {float(self._options.gpus)}"] if self._options.gpus else []
         wanted += [f"'{name}': {share}" for name, share in self._kind_resources.items()]
-        events = self._data("/api/v0/cluster_events").get("result", {}).get("result", [])
-        for event in events:
+        # Not /api/v0/cluster_events, which answers with an error once a node has died.
+        events = self._data("/events").get("events") or {}
+        for event in chain.from_iterable(events.values()):
             message = str(event.get("message", ""))
             if "No available node types can fulfill" in message and all(part in message for part in wanted) and wanted:
                 return message.removeprefix("Error: ")
