@@ -1,27 +1,34 @@
 # make train   train, register and fetch the model (ARGS="--epochs 2" passes flags on)
+# make stack   Prefect, MLflow, an S3 store, PostgreSQL and a worker, with the schedule; Ctrl-C ends them
 # make test    every test, against real parts on this machine
 # make check   format, lint, types and import rules
 # make torture kill it at 50 points and break every service, and compare with an undisturbed run
 # make bench   the figures of the README, measured here
 # make clean   remove what runs made, never the environment
-# make lock    renew requirements.lock
+# make lock    renew requirements.lock and requirements-cuda.lock
 
 SHELL := /bin/sh
 ARGS ?=
 
-# The stamp is written last and carries the lock's checksum: an environment is whole and of this
-# very lock, or it is built again. A checksum, for a checkout changes the time of a file, not its text.
-LOCK := $(shell cksum < requirements.lock | tr -c '0-9\n' '-')
-STAMP := .venv/.complete-$(LOCK)
+# Where the driver shows an NVIDIA GPU, its libraries are wanted too: 3 GB.
+LOCKS := requirements.lock $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU '),requirements-cuda.lock)
+# The stamp is written last and carries the locks' checksum: an environment is whole and of these
+# very locks, or it is built again. A checksum, for a checkout changes the time of a file, not its text.
+STAMP := .venv/.complete-$(shell cat $(LOCKS) | cksum | tr -c '0-9\n' '-')
+EXTRAS := --extra dev --extra stack --extra ray
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 BIN := .venv/bin
 
-.PHONY: train test check torture bench clean lock
+.PHONY: train stack test check torture bench clean lock
 
 train: $(STAMP)
 	@$(BIN)/python -m flows.train_mnist $(ARGS)
 
+stack: $(STAMP)
+	@exec $(BIN)/python -m infra.stack
+
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -40,8 +47,11 @@ clean:
 	find . -name .venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
 lock: $(STAMP)
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --no-header --extra dev --extra stack --extra ray pyproject.toml -o requirements.lock
+	$(COMPILE) --upgrade $(EXTRAS) pyproject.toml -o requirements.lock
+# What CUDA adds, and that alone: the other lock pins the rest.
+	cp requirements.lock .venv/cuda.txt
+	$(COMPILE) $(EXTRAS) --extra cuda pyproject.toml -o .venv/cuda.txt
+	awk '/^[a-z]/ {keep = /^nvidia-/} keep' .venv/cuda.txt > requirements-cuda.lock
 
 $(STAMP):
-	@sh build_environment.sh "$(STAMP)"
+	@sh build_environment.sh "$(STAMP)" $(LOCKS)

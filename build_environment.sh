@@ -1,9 +1,10 @@
 #!/bin/sh
-# Builds .venv from requirements.lock, every package checked by its hash. Called by make with the
-# name of the stamp, which is written last: an interrupted build is never taken for a finished one.
+# Builds .venv from locks, every package checked by its hash. Called by make with the name of the
+# stamp, which is written last (an interrupted build is never taken for a finished one), and the locks.
 set -eu
 
 stamp=$1
+shift
 
 for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
     if "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
@@ -17,7 +18,10 @@ if [ -z "${python:-}" ]; then
     exit 1
 fi
 
-echo "Building .venv from requirements.lock with $("$python" --version); this happens once." >&2
+echo "Building .venv from $* with $("$python" --version); this happens once." >&2
+case $* in
+    *cuda*) echo "For a GPU: $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)" >&2 ;;
+esac
 rm -rf .venv
 "$python" -m venv .venv
 
@@ -28,7 +32,11 @@ if ! command -v uv >/dev/null 2>&1; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
     PATH="$PWD/.venv/bin:$PATH"
 fi
-VIRTUAL_ENV="$PWD/.venv" uv pip install --quiet --require-hashes -r requirements.lock
+for lock in "$@"; do
+    set -- "$@" -r "$lock"
+    shift
+done
+VIRTUAL_ENV="$PWD/.venv" uv pip install --quiet --require-hashes "$@"
 VIRTUAL_ENV="$PWD/.venv" uv pip install --quiet --no-deps --no-build-isolation --editable .
 
 touch "$stamp"

@@ -17,8 +17,9 @@ from flows.reporting import StepSeconds, TrainingReport, publish_report
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import load_settings
+from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
 from tasks.dataset_catalog import describe_dataset
-from tasks.download_artifacts import download_artifacts
+from tasks.download_artifacts import download_artifacts, filled_in
 from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset
 from tasks.gate import RECALL_FLOOR, Gate, GateRules
 from tasks.provision_compute import provision_compute
@@ -28,7 +29,11 @@ from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
 from tasks.upload_dataset import upload_dataset
 
 
-@flow(name="train-mnist", description="Train, register and deliver a Keras model on MNIST.")
+@flow(
+    name="train-mnist",
+    description="Train, register and deliver a Keras model on MNIST.",
+    on_crashed=[cancelled_not_crashed],
+)
 def train_mnist(
     hyperparameters: Hyperparameters = DEFAULTS,
     dataset: str = Field("mnist", description="Name of a data set in the catalog: mnist, mnist-5k, or your own."),
@@ -53,7 +58,10 @@ def train_mnist(
         RECALL_FLOOR, description="How far the recall of a digit may fall in a new champion.", ge=0, le=1
     ),
     experiment: str = Field("keras-mnist", description="MLflow experiment of the run.", pattern=r"^[\w. -]{1,200}$"),
-    output_dir: Path = Field(Path("model"), description="Folder for the model's files; it is replaced as a whole."),
+    output_dir: Path = Field(
+        Path("model"),
+        description="Folder for the model's files, replaced as a whole; {model_name} and {version} are filled in.",
+    ),
     retrain: bool = Field(False, description="Train even if a finished run has the same training key."),
     overwrite_dataset: bool = Field(False, description="Send the data set to the store even if it is there."),
 ) -> TrainingReport:
@@ -66,27 +74,31 @@ def train_mnist(
     preflight(settings, tracker, target, dataset, hyperparameters, output_dir)
     head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
     seconds = StepSeconds()
-    try:
-        provisioned = provision_compute.submit(target, partial(why_nothing_to_train, tracker, experiment, key, retrain))
-        with seconds.step("download"):
-            files = download_dataset(dataset, settings, if_unreachable)
-            hyperparameters = fit_to_dataset(hyperparameters, describe_dataset(files.name, settings.dataset_catalog))
-        with seconds.step("upload"):
-            stored = upload_dataset(files, settings, overwrite_dataset)
-        with seconds.step("provision"):
-            provisioned.result()
-        with seconds.step("train"):
-            run = train_model(
-                stored, hyperparameters, target, machine, accelerator, experiment, retrain, settings, tracker
-            )
-        with seconds.step("register"):
-            rules = GateRules(gate, recall_floor)
-            version = register_model(run, stored, model_name, rules, machine, settings, tracker)
-        with seconds.step("download artifacts"):
-            folder = download_artifacts(version, stored, output_dir, machine, settings, tracker)
-    finally:
-        target.release()
-        machine.release()
+    with stop_when_cancelled(settings, get_run_logger()):
+        try:
+            reason = partial(why_nothing_to_train, tracker, experiment, key, retrain)
+            provisioned = provision_compute.submit(target, reason)
+            with seconds.step("download"):
+                files = download_dataset(dataset, settings, if_unreachable)
+                description = describe_dataset(files.name, settings.dataset_catalog)
+                hyperparameters = fit_to_dataset(hyperparameters, description)
+            with seconds.step("upload"):
+                stored = upload_dataset(files, settings, overwrite_dataset)
+            with seconds.step("provision"):
+                provisioned.result()
+            with seconds.step("train"):
+                run = train_model(
+                    stored, hyperparameters, target, machine, accelerator, experiment, retrain, settings, tracker
+                )
+            with seconds.step("register"):
+                rules = GateRules(gate, recall_floor)
+                version = register_model(run, stored, model_name, rules, machine, settings, tracker)
+            with seconds.step("download artifacts"):
+                folder = filled_in(output_dir, version)
+                download_artifacts(version, stored, folder, machine, settings, tracker)
+        finally:
+            target.release()
+            machine.release()
     if reminder := closing_reminder(dataset, files):
         get_run_logger().warning(reminder)
     return publish_report(run, version, stored, str(folder), seconds, tracker)

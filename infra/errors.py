@@ -4,7 +4,8 @@
     ├── SettingsError         a setting or an argument is wrong; nothing was started
     ├── DatasetUnavailable    no mirror could be reached, or none delivered to the end
     ├── DatasetCorrupted      a mirror or the store was reached and holds something else
-    ├── ObjectStoreError      the store refused or broke off
+    ├── ObjectStoreError      the store refused
+    │   └── ObjectStoreUnreachable    it did not answer, broke off, or is in trouble
     ├── TrackerError          MLflow refused or broke off
     ├── ComputeUnavailable    the compute cannot run the job
     ├── TrainingFailed        the training program ended without a result
@@ -33,7 +34,11 @@ class DatasetCorrupted(PipelineError):
 
 
 class ObjectStoreError(PipelineError):
-    """The object store refused a request or broke off."""
+    """The object store refused a request."""
+
+
+class ObjectStoreUnreachable(ObjectStoreError):
+    """No answer, a broken connection, or a server in trouble (5xx): the same request may succeed later."""
 
 
 class TrackerError(PipelineError):

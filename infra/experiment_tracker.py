@@ -4,7 +4,6 @@ MLflow's import takes 3 to 4 s, so it happens at the first use, or ahead of it b
 """
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import httpx
 
 from infra.errors import TrackerError
+from infra.hidden_packages import packages_hidden
 from infra.lock import hold
 from infra.settings import Settings, environment_unchanged, is_http, without_secrets
 
@@ -100,6 +100,11 @@ class ExperimentTracker:
 
     # Runs
 
+    def experiments(self) -> list[str]:
+        """The names of all experiments."""
+        with self._translated("list the experiments"):
+            return [experiment.name for experiment in self._client.search_experiments()]
+
     def find_runs(self, experiment: str, tags: Mapping[str, str], status: str | None = None) -> list[Run]:
         """The runs of `experiment` that have these tags and this status, newest first."""
         with self._translated(f"search the runs of experiment {experiment}"):
@@ -125,8 +130,10 @@ class ExperimentTracker:
             return str(run.info.run_id)
 
     def continue_run(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set an unfinished run to RUNNING again."""
+        """Set an unfinished run to RUNNING again; why it had ended is no longer true of it."""
         with self._translated(f"continue run {run_id}"):
+            if "cause" in self._client.get_run(run_id).data.tags:
+                self._client.delete_tag(run_id, "cause")
             self._client.update_run(run_id, status="RUNNING")
         self.set_tags(run_id, tags)
 
@@ -291,7 +298,9 @@ class ExperimentTracker:
     def _client(self) -> Any:
         with _import_lock:
             if self._connected is None:
-                with _without("pandas", "scipy", "sklearn"):
+                # MLflow is built to do without them (as mlflow-skinny), and what it takes them for, data frames, is
+                # not used here. With the database store its import takes 3.0 s so, and 4.3 s with them.
+                with packages_hidden("pandas", "scipy", "sklearn"):
                     import mlflow
                 logging.getLogger("mlflow").setLevel(logging.WARNING)
                 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -353,22 +362,6 @@ class ExperimentTracker:
                 f"Could not {attempt} at {without_secrets(self.uri)}: {reason[0]}\n"
                 "Check that MLflow is up and that MLFLOW_TRACKING_URI names it, then run the same command again."
             ) from error
-
-
-@contextmanager
-def _without(*packages: str) -> Iterator[None]:
-    """Let these packages look as if they were not installed, while the block imports.
-
-    MLflow is built to do without them (as mlflow-skinny), and what it takes them for, data frames, is
-    not used here. With the database store its import takes 3.0 s so, and 4.3 s with them.
-    """
-    hidden = [package for package in packages if package not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for package in hidden:
-            del sys.modules[package]
 
 
 def _run(run: Any) -> Run:

@@ -98,6 +98,82 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+@dataclass(frozen=True)
+class StackSettings:
+    """Where the stack's servers listen, and where they keep their state."""
+
+    home: Path
+    prefect_port: int
+    mlflow_port: int
+    store_port: int
+    failure_notification_url: str | None
+    """A chat's incoming webhook, to tell of failed runs; a secret. None: nobody is told."""
+
+    @property
+    def folder(self) -> Path:
+        """Everything that the servers keep."""
+        return self.home / "stack"
+
+    @property
+    def postgres_folder(self) -> Path:
+        """PostgreSQL's files and its socket."""
+        return self.folder / "postgres"
+
+    @property
+    def supervisor_configuration(self) -> Path:
+        """Written at each start; `supervisorctl -c` takes it."""
+        return self.folder / "supervisord.conf"
+
+    @property
+    def environment_path(self) -> Path:
+        """A shell file to source, mode 0600."""
+        return self.home / "stack.env"
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The port of each server that has one."""
+        return {"prefect": self.prefect_port, "mlflow": self.mlflow_port, "store": self.store_port}
+
+    @property
+    def prefect_url(self) -> str:
+        """Prefect's UI."""
+        return f"http://127.0.0.1:{self.prefect_port}"
+
+    @property
+    def prefect_api_url(self) -> str:
+        """Prefect's API."""
+        return f"{self.prefect_url}/api"
+
+    @property
+    def mlflow_url(self) -> str:
+        """MLflow's UI and API."""
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def store_url(self) -> str:
+        """The S3 endpoint."""
+        return f"http://127.0.0.1:{self.store_port}"
+
+
+def load_stack_settings(environment: Mapping[str, str] | None = None) -> StackSettings:
+    """The settings of the stack on this machine. Raises `SettingsError` naming the variable and its value."""
+    env = os.environ if environment is None else environment
+    return StackSettings(
+        home=load_settings({"PIPELINE_HOME": env.get("PIPELINE_HOME", "")}).home,
+        prefect_port=_port(env, "STACK_PREFECT_PORT", 4200),
+        mlflow_port=_port(env, "STACK_MLFLOW_PORT", 5000),
+        store_port=_port(env, "STACK_STORE_PORT", 9000),
+        failure_notification_url=env.get("STACK_FAILURE_NOTIFICATION_URL") or None,
+    )
+
+
+def _port(env: Mapping[str, str], variable: str, default: int) -> int:
+    given = env.get(variable) or str(default)
+    if not given.isdecimal() or not 0 < int(given) < 65_536:
+        raise SettingsError(f"{variable} is {given!r}, which is no TCP port (1 to 65535).")
+    return int(given)
+
+
 _DATABASES = ("sqlite:///", "postgresql", "mysql", "mssql")
 
 

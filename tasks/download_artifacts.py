@@ -70,6 +70,12 @@ def download_artifacts(
     return output_dir
 
 
+def filled_in(output_dir: Path, version: ModelVersion) -> Path:
+    """`output_dir` with `{model_name}` and `{version}` replaced: a folder of its own for each version."""
+    filled = str(output_dir).replace("{model_name}", version.name).replace("{version}", str(version.version))
+    return Path(filled)
+
+
 def _lock_file(output_dir: Path, settings: Settings) -> Path:
     # Not beside the folder, which is the user's own.
     place = hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()

@@ -8,13 +8,23 @@ from infra.errors import (
     ComputeUnavailable,
     DatasetCorrupted,
     ModelMismatch,
+    ObjectStoreError,
+    ObjectStoreUnreachable,
     RunNotRegistrable,
     SettingsError,
     TrainingFailed,
 )
 
-FINAL = (SettingsError, DatasetCorrupted, ComputeUnavailable, TrainingFailed, RunNotRegistrable, ModelMismatch)
-"""Failures that the same attempt would meet again."""
+FINAL = (
+    SettingsError,
+    DatasetCorrupted,
+    ObjectStoreError,
+    ComputeUnavailable,
+    TrainingFailed,
+    RunNotRegistrable,
+    ModelMismatch,
+)
+"""Failures that the same attempt would meet again: a wrong key or a full disk stays what it is."""
 
 
 # Prefect takes plain functions alone for a retry condition; anything else means "never", without a word.
@@ -22,6 +32,8 @@ def is_worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
     """True unless the task failed in a way that repeating cannot mend."""
     try:
         state.result()
+    except ObjectStoreUnreachable:
+        return True
     except FINAL:
         return False
     except Exception:

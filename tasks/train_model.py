@@ -6,7 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from infra.lock import hold, is_held
 from infra.object_store import ObjectStore
 from infra.settings import PROJECT_ROOT, Settings
 from infra.source_code import source_state
+from tasks.cancellation import UNREACHABLE, is_cancelled
 from tasks.dataset_catalog import describe_dataset
 from tasks.handoffs import Dataset, TrainingRun
 from tasks.progress import Logger
@@ -255,13 +256,17 @@ def _closing(tracker: ExperimentTracker, run_id: str, logger: Logger) -> Iterato
     except BaseException as error:
         # Not an Exception: Ctrl-C, SIGTERM (SystemExit, or Prefect's own TerminationSignal), Prefect's cancelling.
         failed = isinstance(error, Exception)
-        cause = str(error).splitlines()[0][:500] if failed else f"told to stop ({type(error).__name__})"
+        cause = str(error).splitlines()[0][:500] if failed else _why_stopped(error)
         try:
             tracker.end_run(run_id, "FAILED" if failed else "KILLED", cause)
         except TrackerError as second:
             logger.warning("Run %s could not be closed, the next attempt does it: %s", run_id, second)
         raise
     tracker.end_run(run_id, "FINISHED")
+
+
+def _why_stopped(error: BaseException) -> str:
+    return "cancelled in Prefect" if is_cancelled() else f"told to stop ({type(error).__name__})"
 
 
 def _record_source(tracker: ExperimentTracker, run_id: str) -> None:
@@ -279,7 +284,10 @@ def _run_program(
 ) -> dict[str, float]:
     """Run the job, show and keep its output; the seconds of its phases."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    progress = create_progress_artifact(0.0, description=f"Training, {epochs} epochs")
+    progress = None
+    # A server that is away for a while is no reason to end a training.
+    with suppress(*UNREACHABLE):
+        progress = create_progress_artifact(0.0, description=f"Training, {epochs} epochs")
     phases = _Phases()
     known = log_file.read_text().splitlines() if log_file.exists() else []
     with log_file.open("a", buffering=1) as log, closing(target.run(job)) as lines:  # type: ignore[type-var]
@@ -291,7 +299,8 @@ def _run_program(
                 # The downloaded model will be tried in a process of its own. Its start takes 5 s of one core,
                 # and a training of this size leaves one idle.
                 machine.stand_by(PROGRAM, "predict")
-                update_progress_artifact(progress, 100 * int(epoch[1]) / int(epoch[2]))  # type: ignore[arg-type]
+                with suppress(*UNREACHABLE):
+                    progress and update_progress_artifact(progress, 100 * int(epoch[1]) / int(epoch[2]))  # type: ignore[arg-type]
     return phases.ended()
 
 

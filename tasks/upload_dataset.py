@@ -5,18 +5,17 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.client.schemas.objects import State
 from prefect.tasks import exponential_backoff
 
 from infra.errors import ObjectStoreError, SettingsError
-from infra.object_store import ObjectStore, ObjectStoreUnreachable, SourceFile
+from infra.object_store import ObjectStore, SourceFile
 from infra.settings import Settings, without_secrets
 from tasks.dataset_catalog import describe_dataset
 from tasks.handoffs import Dataset, DatasetFiles
 from tasks.progress import Logger, byte_progress
+from tasks.retrying import is_worth_a_retry
 from tasks.training_program.dataset_files import MANIFEST, BadDataset, FileEntry, manifest_bytes, parse_manifest
 
 FOLDER = "datasets"
@@ -34,17 +33,12 @@ class StoredDataset:
     """False if its upload broke off or an object was changed since; the next upload completes it."""
 
 
-def _worth_repeating(task: Any, run: Any, state: State[Any]) -> bool:
-    # A wrong key, a missing bucket or a full disk stays what it is.
-    return isinstance(state.data, ObjectStoreUnreachable)
-
-
 @task(
     name="upload dataset",
     retries=3,
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,
-    retry_condition_fn=_worth_repeating,
+    retry_condition_fn=is_worth_a_retry,
 )
 def upload_dataset(files: DatasetFiles, settings: Settings, overwrite: bool = False) -> Dataset:
     """The data set in the object store of this machine's settings; see `store_dataset`."""

@@ -17,6 +17,7 @@ from tasks.training_program.dataset_files import FILE_NAMES
 from tests.http_server import HttpServer, serving
 from tests.pipeline import Pipeline
 from tests.small_dataset import write_catalog, write_small_dataset
+from tests.stack import Channel, Stack
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,6 +91,31 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDat
     write_catalog(folder / "datasets.toml", folder)
     with serving({name: (folder / name).read_bytes() for name in FILE_NAMES}) as server:
         yield SmallDataset(folder / "datasets.toml", server)
+
+
+@pytest.fixture(scope="session")
+def channel() -> Iterator[Channel]:
+    """A chat's incoming webhook, which keeps what it is told."""
+    with Channel() as listening:
+        yield listening
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, small_dataset: SmallDataset, channel: Channel) -> Iterator[Stack]:
+    """A running stack, whose `mnist` is the small data set; started once, so leave it as you found it: running."""
+    if not any(Path("/").glob("usr/lib/postgresql/*/bin/postgres")) and not os.environ.get("CI"):
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    given = {
+        "MNIST_MIRRORS": small_dataset.server.address,
+        "DATASET_CATALOG": str(small_dataset.catalog),
+        "STACK_FAILURE_NOTIFICATION_URL": channel.address,
+    }
+    running = Stack(tmp_path_factory.mktemp("stack"), given)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture(scope="module")

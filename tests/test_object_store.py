@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ObjectStoreError
-from infra.object_store import ObjectStore, ObjectStoreUnreachable, SourceFile
+from infra.errors import ObjectStoreError, ObjectStoreUnreachable
+from infra.object_store import ObjectStore, SourceFile
 from tests.s3_server import KEY_ID, SECRET, S3Server, free_port, s3_server
 
 ROOT = Path(__file__).parent.parent
@@ -364,7 +364,7 @@ def test_a_server_that_does_not_answer_is_told_within_a_minute(
 ) -> None:
     from infra import object_store
 
-    options = object_store._OPTIONS["s3"]["config_kwargs"]
+    options = object_store._S3_CONFIG
     attempts = options["retries"]["total_max_attempts"]
     assert attempts * max(options["connect_timeout"], options["read_timeout"]) <= 50
     monkeypatch.setitem(options, "read_timeout", 1)

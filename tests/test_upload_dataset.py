@@ -15,8 +15,8 @@ import pytest
 from prefect import flow
 from prefect.logging import disable_run_logger
 
-from infra.errors import ObjectStoreError, SettingsError
-from infra.object_store import ObjectStore, ObjectStoreUnreachable, SourceFile
+from infra.errors import ObjectStoreError, ObjectStoreUnreachable, SettingsError
+from infra.object_store import ObjectStore, SourceFile
 from infra.settings import Settings, load_settings
 from tasks.handoffs import Dataset, DatasetFiles
 from tasks.training_program.dataset_files import (
@@ -334,7 +334,7 @@ def test_the_task_tries_again_only_where_it_may_help(
     prefect_home: Path,
     cause: str,
 ) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     for name, value in shared_server.environment.items():
         monkeypatch.setenv(name, value)
@@ -357,7 +357,9 @@ def test_the_task_tries_again_only_where_it_may_help(
         quick = upload_dataset.with_options(retries=1, retry_delay_seconds=0)
         quick(DatasetFiles("small", dataset_sha256(entries(files)), files), settings)
 
-    with temporary_settings({PREFECT_API_URL: prefect_api}), pytest.raises(ObjectStoreError):
+    # Else this process would, when it ends, spend a minute on sending log lines to a server that has ended before.
+    told = {PREFECT_API_URL: prefect_api, PREFECT_LOGGING_TO_API_ENABLED: False}
+    with temporary_settings(told), pytest.raises(ObjectStoreError):
         uploading()
     assert attempts == ([1, 2] if cause == "unreachable" else [1])
 

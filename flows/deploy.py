@@ -1,0 +1,146 @@
+"""Put the deployments and automations in place, and say where everything is. A part of the stack; safe to repeat.
+
+python -m flows.deploy
+"""
+
+import infra.quiet_libraries  # noqa: F401  isort: skip
+
+import subprocess
+import sys
+from datetime import timedelta
+from typing import cast
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.blocks.fields import SecretDict
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+from infra.settings import PROJECT_ROOT, StackSettings, load_stack_settings
+
+ZOMBIE_SECONDS = 300
+"""Without a sign of life for so long a flow run is Crashed. Signs come every 30 s, the shortest that Prefect takes.
+A healthy run misses them while the server restarts or the machine is overloaded, a minute or two; its training goes
+on meanwhile, and must not be taken for dead."""
+
+_FLOW_RUNS = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+_FAILURES = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")}
+_ENDS = _FAILURES | {f"prefect.flow-run.{state}" for state in ("Completed", "Cancelled")}
+
+
+def zombies() -> list[Automation]:
+    """Flow runs that nobody will end: those of this machine are found sooner, by flows/reconcile.py."""
+
+    def crash_after(name: str, sign: str, expect: set[str], message: str) -> Automation:
+        trigger = EventTrigger(
+            posture=Posture.Proactive,
+            match=_FLOW_RUNS,
+            for_each={"prefect.resource.id"},
+            after={sign},
+            expect=expect | _ENDS,
+            threshold=1,
+            within=timedelta(seconds=ZOMBIE_SECONDS),
+        )
+        action = ChangeFlowRunState(state=StateType.CRASHED, message=message)
+        return Automation(name=name, description=message, trigger=trigger, actions=[action])
+
+    heartbeat, pending = "prefect.flow-run.heartbeat", "prefect.flow-run.Pending"
+    return [
+        crash_after(
+            "Crash flow runs without a sign of life",
+            heartbeat,
+            {heartbeat},
+            f"No sign of life for {ZOMBIE_SECONDS} s: its process has died, with its worker or its machine.",
+        ),
+        crash_after(
+            "Crash flow runs that never start",
+            pending,
+            {"prefect.flow-run.Running", "prefect.flow-run.Scheduled", "prefect.flow-run.AwaitingConcurrencySlot"},
+            f"Handed to a worker {ZOMBIE_SECONDS} s ago, and never started: the worker has died.",
+        ),
+    ]
+
+
+def failure_notification(address: str | None) -> Automation:
+    """Tell a team's channel of every flow run that failed or crashed; off while there is no address."""
+    # Blocks are kept encrypted, and only the secrets of this one are hidden in the UI.
+    webhook = CustomWebhookNotificationBlock(
+        name="team-channel",
+        url="{{ address }}",
+        # What Slack, Mattermost, Rocket.Chat and Google Chat take.
+        json_data={"text": "{{ subject }}\n{{ body }}"},
+        secrets=SecretDict({"address": address or "http://127.0.0.1:9/"}),
+    )
+    block = cast(UUID, webhook.save("team-channel", overwrite=True))
+    return Automation(
+        name="Tell of failed runs",
+        description="On while STACK_FAILURE_NOTIFICATION_URL is set.",
+        enabled=address is not None,
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match=_FLOW_RUNS,
+            expect=_FAILURES,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="{{ flow.name }}: {{ flow_run.name }} is {{ flow_run.state.name }}",
+                body="{{ flow_run.state.message }}\n{{ flow_run | ui_url }}",
+            )
+        ],
+    )
+
+
+def put_in_place(automation: Automation) -> None:
+    """Create the automation, or make the one of its name as it is written here."""
+    try:
+        existing = cast(Automation, Automation.read(name=automation.name))
+    except ValueError:
+        automation.create()
+        return
+    automation.id = existing.id
+    automation.update()
+
+
+def refuse_unknown_parameters() -> None:
+    """Let the server refuse a parameter that the flow does not have; by itself it starts a run, which crashes."""
+    ours = FlowFilter(name=FlowFilterName(any_=["train-mnist"]))
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments(flow_filter=ours):
+            schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
+            client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
+
+
+def addresses(stack: StackSettings) -> str:
+    """Where a person finds everything."""
+    return (
+        "The stack is up.\n"
+        f"  Prefect  {stack.prefect_url}\n"
+        f"  MLflow   {stack.mlflow_url}\n"
+        f"  Store    {stack.store_url} (S3)\n"
+        f"  To use it from a terminal:  . {stack.environment_path}\n"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    # Its form of a schedule, a limit or a template is Prefect's own; we only call it.
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    subprocess.run(command, cwd=PROJECT_ROOT, check=True)
+    refuse_unknown_parameters()
+    stack = load_stack_settings()
+    for automation in (*zombies(), failure_notification(stack.failure_notification_url)):
+        put_in_place(automation)
+    sys.stdout.write(addresses(stack))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""One log of all parts: each line with the name of the part that wrote it. supervisor's event listener."""
+
+import sys
+
+from supervisor import childutils
+
+
+def label_lines() -> None:
+    """Write every line that a part writes to stderr, until supervisor ends; stdout speaks its protocol."""
+    # supervisor counts characters, and a translated end of line would be one too few.
+    sys.stdin.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+    unfinished: dict[str, str] = {}
+    while True:
+        _, payload = childutils.listener.wait(sys.stdin, sys.stdout)
+        described, text = childutils.eventdata(payload)
+        name = described["processname"]
+        *lines, unfinished[name] = (unfinished.get(name, "") + text).split("\n")
+        if lines:
+            sys.stderr.write("".join(f"{name:<10}| {line}\n" for line in lines))
+            sys.stderr.flush()
+        childutils.listener.ok(sys.stdout)

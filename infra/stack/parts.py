@@ -1,0 +1,263 @@
+"""What the stack consists of: the command of each part, its environment, whom it needs, and how it shows itself."""
+
+import json
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from infra.settings import PROJECT_ROOT, StackSettings
+from infra.stack import postgres
+
+WORK_POOL = "this-machine"
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the stack."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    """Added to that of the stack. Secrets go here: a command line can be read by everyone on the machine."""
+    needs: tuple[str, ...]
+    """Parts that must answer before this one is started."""
+    answers: Callable[[], bool]
+    stop_signal: str = "TERM"
+    has_children: bool = False
+    """Its command starts the process that serves, and may not take it along when it ends."""
+    once: bool = False
+    """It does its work and ends."""
+
+
+def all_parts(stack: StackSettings) -> dict[str, Part]:
+    """Every part by its name, in the order of starting."""
+    database = f"postgresql+{{driver}}://{postgres.USER}@/{{name}}?host={stack.postgres_folder}"
+    prefect_home = {"PREFECT_HOME": str(stack.folder / "prefect")}
+    return {
+        "postgres": Part(
+            postgres.command(stack.postgres_folder),
+            {},
+            (),
+            lambda: postgres.answers(stack.postgres_folder),
+            stop_signal="INT",  # Its "fast" shutdown; TERM would wait for every client to leave.
+        ),
+        "store": Part(
+            _command(
+                *(BIN / "rclone", "serve", "s3", stack.folder / "store"),
+                addr=f"127.0.0.1:{stack.store_port}",
+                config=os.devnull,
+            ),
+            {"RCLONE_AUTH_KEY": f'"{",".join(store_key(stack))}"'},
+            (),
+            lambda: _answers(stack.store_url),
+        ),
+        "mlflow": Part(
+            _command(
+                *(sys.executable, "-m", "mlflow", "server"),
+                host="127.0.0.1",
+                port=stack.mlflow_port,
+                backend_store_uri=database.format(driver="psycopg2", name="mlflow"),
+                artifacts_destination="s3://mlflow/artifacts",
+                # Threads serve the requests; each further process takes 300 MB and seconds to start.
+                workers=1,
+                uvicorn_opts="--no-access-log",
+            ),
+            {**store_access(stack), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            ("postgres", "store"),
+            lambda: _answers(f"{stack.mlflow_url}/health", 200),
+            has_children=True,
+        ),
+        "prefect": Part(
+            _command(*(sys.executable, "-m", "prefect", "server", "start"), host="127.0.0.1", port=stack.prefect_port),
+            {
+                **prefect_home,
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.format(driver="asyncpg", name="prefect"),
+                "PREFECT_API_URL": stack.prefect_api_url,
+                "PREFECT_SERVER_UI_API_URL": stack.prefect_api_url,
+                "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+                # In memory, its default, the leases behind the deployments' limits are gone after a restart, and
+                # a run whose lease cannot be renewed is killed by its own process.
+                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            },
+            ("postgres",),
+            lambda: _answers(f"{stack.prefect_api_url}/health", 200),
+            has_children=True,
+        ),
+        "worker": Part(
+            _command(
+                *(sys.executable, "-m", "prefect", "worker", "start"), name="worker", pool=WORK_POOL, type="process"
+            ),
+            {**prefect_home, **client_environment(stack), "PREFECT_WORKER_QUERY_SECONDS": "5"},
+            ("prefect",),
+            lambda: _pool_is_ready(stack),
+        ),
+        "reconcile": Part(
+            (sys.executable, "-m", "flows.reconcile"),
+            {**prefect_home, **client_environment(stack)},
+            ("prefect", "mlflow"),
+            lambda: True,
+        ),
+        "deploy": Part(
+            (sys.executable, "-m", "flows.deploy"),
+            {**prefect_home, **client_environment(stack)},
+            ("worker", "mlflow", "store"),
+            lambda: True,
+            once=True,
+        ),
+    }
+
+
+def _command(*words: object, **flags: object) -> tuple[str, ...]:
+    return (*map(str, words), *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items()))
+
+
+def client_environment(stack: StackSettings) -> dict[str, str]:
+    """The variables by which a flow, wherever it is started on this machine, uses the stack."""
+    return {
+        "PIPELINE_HOME": str(stack.home),
+        "PREFECT_API_URL": stack.prefect_api_url,
+        "MLFLOW_TRACKING_URI": stack.mlflow_url,
+        "OBJECT_STORE_URI": "s3://pipeline",
+        **store_access(stack),
+        # Every 30 s, the shortest that Prefect takes: see ZOMBIE_SECONDS in flows/deploy.py.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # About four minutes of patience while the server restarts; the default of 5 gives up after one.
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
+    }
+
+
+def store_access(stack: StackSettings) -> dict[str, str]:
+    """The variables by which S3 clients find the store and may use it."""
+    key_id, secret = store_key(stack)
+    return {
+        "AWS_ENDPOINT_URL": stack.store_url,
+        "AWS_ACCESS_KEY_ID": key_id,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+def store_key(stack: StackSettings) -> tuple[str, str]:
+    """The store's key id and secret, which only the owner of the stack can read; made at the first call."""
+    path = stack.folder / "store-key.json"
+    if not path.exists():
+        # rclone refuses a key id of a few letters.
+        write_private(path, json.dumps([f"stack-{secrets.token_hex(8)}", secrets.token_urlsafe(30)]))
+    key_id, secret = json.loads(path.read_text())
+    return key_id, secret
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read; whole, or not at all."""
+    incoming = path.with_name(f".{path.name}.incoming")
+    incoming.unlink(missing_ok=True)
+    with os.fdopen(os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    incoming.replace(path)
+
+
+def environment_file(stack: StackSettings) -> str:
+    """A shell file that lets the commands after it use the stack."""
+    lines = ["# Source this: the pipeline then uses the stack. It holds the key of the store."]
+    # Of another S3 account: a session token beside our key would be refused.
+    lines += ["unset AWS_SESSION_TOKEN AWS_PROFILE"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in client_environment(stack).items()]
+    return "\n".join(lines) + "\n"
+
+
+def prepare(stack: StackSettings) -> None:
+    """Everything on disk that the parts expect; safe to repeat."""
+    stack.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (stack.folder / "store" / "pipeline", stack.folder / "store" / "mlflow", stack.folder / "prefect"):
+        folder.mkdir(parents=True, exist_ok=True)
+    store_key(stack)
+    write_private(stack.environment_path, environment_file(stack))
+    write_private(stack.supervisor_configuration, _supervisor_configuration(stack))
+    postgres.prepare(stack.postgres_folder, ("mlflow", "prefect"))
+
+
+def _answers(url: str, status: int | None = None) -> bool:
+    try:
+        found = httpx.get(url, timeout=5).status_code
+    except httpx.HTTPError:
+        return False
+    return status is None or found == status
+
+
+def _pool_is_ready(stack: StackSettings) -> bool:
+    try:
+        pool = httpx.get(f"{stack.prefect_api_url}/work_pools/{WORK_POOL}", timeout=5)
+    except httpx.HTTPError:
+        return False
+    return pool.status_code == 200 and pool.json().get("status") == "READY"
+
+
+def _supervisor_configuration(stack: StackSettings) -> str:
+    def section(name: str, **options: object) -> str:
+        # A percent sign begins an expansion there.
+        lines = (f"{key} = {str(value).replace('%', '%%')}" for key, value in options.items())
+        return "\n".join([f"[{name}]", *lines, ""])
+
+    socket = stack.folder / "supervisor.sock"
+    # The socket's mode keeps others out; without a password as well supervisor warns at each start.
+    access = {"username": "stack", "password": secrets.token_hex(16)}
+    logs = stack.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    ours = [sys.executable, "-m", "infra.stack"]
+    as_root = {"user": "root"} if os.geteuid() == 0 else {}  # Else it warns of what was meant so.
+    sections = [
+        section(
+            "supervisord",
+            nodaemon="true",
+            logfile=logs / "supervisor.log",
+            pidfile=stack.folder / "supervisor.pid",
+            childlogdir=logs,
+            directory=PROJECT_ROOT,
+            **as_root,
+        ),
+        section("unix_http_server", file=socket, chmod="0700", **access),
+        section("supervisorctl", serverurl=f"unix://{socket}", **access),
+        section(
+            "rpcinterface:supervisor",
+            **{"supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"},
+        ),
+        section(
+            "eventlistener:log",
+            command=shlex.join([*ours, "log"]),
+            events="PROCESS_LOG",
+            # Lines that wait while the terminal is slow; more are dropped.
+            buffer_size=10_000,
+            priority=0,
+            stderr_logfile="/dev/fd/1",
+            stderr_logfile_maxbytes=0,
+            stdout_logfile="NONE",
+        ),
+    ]
+    for priority, (name, part) in enumerate(all_parts(stack).items(), start=1):
+        sections.append(
+            section(
+                f"program:{name}",
+                command=shlex.join([*ours, "part", name]),
+                priority=priority,
+                autorestart="unexpected" if part.once else "true",
+                startsecs=0 if part.once else 2,
+                startretries=20,
+                stopsignal=part.stop_signal,
+                # The worker ends its flow runs first, and gives each 30 s.
+                stopwaitsecs=45,
+                stopasgroup=str(part.has_children).lower(),
+                killasgroup="true",
+                redirect_stderr="true",
+                stdout_events_enabled="true",
+                stdout_logfile=logs / f"{name}.log",
+                stdout_logfile_maxbytes="10MB",
+                stdout_logfile_backups=2,
+            )
+        )
+    return "\n".join(sections)

@@ -1,0 +1,97 @@
+"""The installed PostgreSQL, with files of our own, on a unix socket among them: no port, no password, no other guests.
+
+Not one from a wheel: those carry the server alone, and Prefect's tables need its extension pg_trgm.
+"""
+
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from infra.errors import SettingsError
+
+USER = "pipeline"
+"""The role that owns the databases; the folder's mode decides who may be it."""
+
+
+def command(folder: Path) -> tuple[str, ...]:
+    """The server over `folder`, in the foreground."""
+    # An empty list of addresses: no TCP at all.
+    return (*_as_ordinary_user(), _program("postgres", folder), "-D", str(folder), "-k", str(folder), "-h", "")
+
+
+def answers(folder: Path) -> bool:
+    """True if the server over `folder` takes connections."""
+    asked = [_program("pg_isready", folder), "-q", "-t", "3", "-h", str(folder), "-U", USER, "-d", "postgres"]
+    return subprocess.run(asked, check=False).returncode == 0
+
+
+def prepare(folder: Path, databases: tuple[str, ...]) -> None:
+    """Make the files of a new server with these databases, unless they are there. Raises `SettingsError`."""
+    if len(bytes(folder / ".s.PGSQL.5432")) > 103:
+        raise SettingsError(
+            f"PostgreSQL's socket would be in {folder}, and the name of a socket has at most 103 bytes.\n"
+            "Set PIPELINE_HOME to a folder with a shorter name."
+        )
+    if folder.exists():
+        _program("postgres", folder)
+        return
+    # Under another name until it is whole: a server that was killed while it made its files would never start.
+    incoming = folder.with_name(f".{folder.name}.incoming")
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.chown(incoming, nobody.pw_uid, nobody.pw_gid)
+    _run(incoming, "initdb", "-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "-D")
+    for name in databases:
+        _run(incoming, "postgres", "--single", "postgres", "-D", statement=f"CREATE DATABASE {name}")
+    _run(incoming, "postgres", "--single", databases[-1], "-D", statement="CREATE EXTENSION pg_trgm")
+    incoming.rename(folder)
+
+
+def _run(folder: Path, program: str, *arguments: str, statement: str = "") -> None:
+    command = [*_as_ordinary_user(), _program(program, folder), *arguments, str(folder)]
+    done = subprocess.run(command, input=f"{statement}\n", capture_output=True, text=True)
+    # In its single-user mode postgres exits with 0 whatever the statement came to.
+    if done.returncode or "ERROR:" in done.stderr:
+        raise SettingsError(f"PostgreSQL's files could not be made ({shlex.join(command)}):\n{done.stderr.strip()}")
+
+
+def _program(name: str, folder: Path) -> str:
+    """A program of the newest PostgreSQL that is installed, or of the one that made the files in `folder`."""
+    made_by = folder / "PG_VERSION"
+    wanted = made_by.read_text().strip() if made_by.is_file() else ""
+    installed = {
+        match[1]: candidate.parent
+        for pattern in ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
+        for candidate in Path("/").glob(f"{pattern[1:]}/postgres")
+        if (match := re.search(r"(\d+)/bin$", str(candidate.parent)))
+    }
+    chosen = wanted or max(installed, key=int, default="")
+    if chosen not in installed:
+        raise SettingsError(
+            f"PostgreSQL {wanted}{' ' if wanted else ''}is not installed, and both servers keep their state in it"
+            f"{f' ({folder} was made by that version)' if wanted else ''}.\n"
+            "Debian and Ubuntu: apt-get install postgresql. macOS: brew install postgresql@17."
+        )
+    return str(installed[chosen] / name)
+
+
+def _as_ordinary_user() -> tuple[str, ...]:
+    """What to put before a command: PostgreSQL refuses to be root, for whom there is `nobody`.
+
+    It keeps root's right to pass folders, or it could reach neither its files nor its programs in a home of mode
+    0700.
+    """
+    if os.geteuid() != 0:
+        return ()
+    if sys.platform != "linux" or shutil.which("setpriv") is None:
+        raise SettingsError("PostgreSQL does not run as root, and setpriv (util-linux) is not here to change that.")
+    nobody, right = pwd.getpwnam("nobody"), "+dac_override"
+    become = (f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
+    return ("setpriv", *become, f"--inh-caps={right}", f"--ambient-caps={right}")

@@ -1,0 +1,102 @@
+"""A flow run stops when Prefect says so, whoever started it, and what died without a word can be told from what lives.
+
+A worker stops its runs itself. Nobody does for a run that a person started at a terminal, nor for one whose worker
+was killed: so each run looks at its own state.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import Flow, runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled
+
+from infra.lock import hold
+from infra.settings import Settings
+from tasks.progress import Logger
+
+POLL_SECONDS = 5.0
+
+UNREACHABLE = (httpx.HTTPError, PrefectException, OSError)
+"""What a call to the API raises while the server is away."""
+
+_told_to_stop = threading.Event()
+_lives: dict[Path, AbstractContextManager[int]] = {}
+
+
+def state_of(flow_run_id: str) -> State[Any] | None:
+    """The state of a flow run as Prefect has it. Raises one of `UNREACHABLE`; None: it knows no such run."""
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(flow_run_id)).state
+
+
+def is_cancelled() -> bool:
+    """True if Prefect says that the flow run of this process was cancelled, as far as it can be asked."""
+    with suppress(*UNREACHABLE):
+        state = state_of(runtime.flow_run.id) if runtime.flow_run.id else None
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+    return False
+
+
+def life_file(settings: Settings, flow_run_id: str) -> Path:
+    """The file that the process of a flow run keeps locked; unlocked, it says that the process has died."""
+    return settings.locks_folder / f"flow-run-{flow_run_id}.lock"
+
+
+@contextmanager
+def stop_when_cancelled(settings: Settings, logger: Logger) -> Iterator[None]:
+    """While the block runs, stop this process with SIGTERM once its flow run is cancelled or taken for dead."""
+    flow_run_id = runtime.flow_run.id
+    # A temporary server has no UI, and ends with us.
+    if PREFECT_API_URL.value() is None or flow_run_id is None:
+        yield
+        return
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(flow_run_id, ended, logger), name="cancellation", daemon=True)
+    life = life_file(settings, flow_run_id)
+    if life not in _lives:
+        # Not let go at the end of the block: the engine has yet to tell Prefect how the run ended.
+        _lives[life] = hold(life, on_wait=lambda _: None)
+        _lives[life].__enter__()
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _watch(flow_run_id: str, ended: threading.Event, logger: Logger) -> None:
+    seen = 0
+    while not ended.wait(POLL_SECONDS):
+        try:
+            state = state_of(flow_run_id)
+        except UNREACHABLE:
+            continue
+        over = state is not None and (state.is_cancelling() or state.is_final())
+        seen = seen + 1 if over else 0
+        # Seen thrice: who stops it otherwise (the worker, within a second or two) has not.
+        if seen == 3 and state is not None:
+            logger.warning("Prefect says of this flow run: %s. It stops.", state.name)
+            if state.is_cancelling():
+                _told_to_stop.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def cancelled_not_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Hook: a run that stopped itself because it was cancelled is Cancelled, which Prefect's engine calls Crashed."""
+    if _told_to_stop.is_set():
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(
+                flow_run.id, Cancelled(message="Stopped itself when it was cancelled."), force=True
+            )

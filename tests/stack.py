@@ -1,0 +1,222 @@
+"""The stack as a person starts it: `python -m infra.stack`, on free ports and in a home of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, Self
+
+import httpx
+import psutil
+
+from infra.experiment_tracker import ExperimentTracker
+from infra.settings import Settings, StackSettings, load_settings, load_stack_settings
+from infra.stack.parts import all_parts, client_environment
+from tests.pipeline import QUICK, descendants, wait_until
+from tests.s3_server import free_port
+
+ROOT = Path(__file__).parent.parent
+
+SECONDS_TO_START = 400
+"""Far above the 90 s that it may take on an idle machine: the tests' machine is seldom idle."""
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+
+SMALL = {
+    name.removeprefix("--").replace("-", "_"): float(value) if "." in value else int(value)
+    for name, value in (flag.split("=") for flag in QUICK)
+}
+"""Hyperparameters with which the small data set takes seconds."""
+
+
+@dataclass
+class Stack:
+    """A running stack; `process` is its process manager."""
+
+    folder: Path
+    given: dict[str, str] = field(default_factory=dict)
+    """Added to the environment that it is started in, and so to that of its flow runs."""
+
+    def __post_init__(self) -> None:
+        ports = {f"STACK_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "STORE")}
+        self.given = {"PIPELINE_HOME": str(self.folder / "home"), **ports, **self.given}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def settings(self) -> StackSettings:
+        return load_stack_settings(self.given)
+
+    @property
+    def home(self) -> Path:
+        return self.settings.home
+
+    @property
+    def prefect_url(self) -> str:
+        """The root of Prefect's UI."""
+        return self.settings.prefect_url
+
+    @property
+    def prefect_api(self) -> str:
+        return self.settings.prefect_api_url
+
+    @property
+    def mlflow_url(self) -> str:
+        """The root of MLflow's UI."""
+        return self.settings.mlflow_url
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """What a person's shell has after sourcing stack.env, and what the tests gave the stack."""
+        return {**self.given, **client_environment(self.settings)}
+
+    @property
+    def pipeline_settings(self) -> Settings:
+        return load_settings(self.environment)
+
+    @property
+    def tracker(self) -> ExperimentTracker:
+        return ExperimentTracker(self.pipeline_settings)
+
+    @property
+    def log(self) -> str:
+        """The labelled log, of all starts."""
+        return (self.folder / "stack.log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start it and return when every part answers."""
+        log = (self.folder / "stack.log").open("ab")
+        begin = log.tell()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "infra.stack"],
+            cwd=ROOT,
+            env={**os.environ, **self.given},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        process = self.process
+        wait_until(
+            lambda: "The stack is up." in self.log[begin:] or process.poll() is not None,
+            SECONDS_TO_START,
+            f"the stack to answer; its log: {self.folder / 'stack.log'}",
+        )
+        assert process.poll() is None, self.log[begin:]
+
+    def wait_until_up(self) -> None:
+        """Wait until every part that was killed answers again."""
+        parts = all_parts(self.settings).values()
+        wait_until(lambda: all(part.answers() for part in parts), SECONDS_TO_START, "every part to answer")
+
+    def stop(self) -> None:
+        """What Ctrl-C does; safe to call twice."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(90)
+        except subprocess.TimeoutExpired:
+            for one in descendants(self.process.pid):
+                one.kill()
+            self.process.wait()
+            raise
+        finally:
+            self.process = None
+
+    def part(self, name: str) -> psutil.Process:
+        """The process of a part that runs."""
+        assert self.process is not None
+        path = [str(Path(sys.executable).with_name("supervisorctl")), "-c", str(self.settings.supervisor_configuration)]
+        shown = subprocess.run([*path, "pid", name], capture_output=True, text=True, check=True).stdout
+        return psutil.Process(int(shown))
+
+    # Prefect, over its API alone, as the UI speaks to it
+
+    def api(self, method: str, path: str, **body: Any) -> Any:
+        """The JSON that the API answers; raises `httpx.HTTPStatusError`."""
+        answer = httpx.request(method, f"{self.prefect_api}{path}", json=body or None, timeout=30)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return dict(self.api("GET", f"/deployments/name/train-mnist/{name}"))
+
+    def submit(self, deployment: str = "on-demand", **parameters: Any) -> str:
+        """Ask for a run of a deployment, on the small data set's terms; the flow run's id."""
+        hyperparameters = {**SMALL, **parameters.pop("hyperparameters", {})}
+        found = self.deployment(deployment)
+        body = {"parameters": {**found["parameters"], "hyperparameters": hyperparameters, **parameters}}
+        body["state"] = {"type": "SCHEDULED"}
+        return str(self.api("POST", f"/deployments/{found['id']}/create_flow_run", **body)["id"])
+
+    def flow_run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.api("GET", f"/flow_runs/{run_id}"))
+
+    def wait_for(self, run_id: str, *states: str, limit_seconds: float = 400) -> dict[str, Any]:
+        """The flow run once it is in one of these states (default: one that ends it)."""
+        wanted = states or ENDED
+        found: dict[str, Any] = {}
+
+        def arrived() -> bool:
+            # The server may have been killed by the test.
+            with suppress(httpx.HTTPError):
+                found.update(self.flow_run(run_id))
+            return found.get("state_type") in wanted
+
+        wait_until(arrived, limit_seconds, f"flow run {run_id} to be {wanted}")
+        return found
+
+    def flow_log(self, run_id: str) -> str:
+        """What a person reads on the flow run's page."""
+        asked = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return "\n".join(entry["message"] for entry in self.api("POST", "/logs/filter", **asked))
+
+    def wait_for_log(self, run_id: str, pattern: str, limit_seconds: float = 400) -> None:
+        """Wait until the flow run's log has this."""
+        wait_until(
+            lambda: re.search(pattern, self.flow_log(run_id)) is not None,
+            limit_seconds,
+            f"{pattern!r} in the log of {run_id}",
+        )
+
+    def mlflow_run(self, flow_run_id: str) -> Any:
+        """The MLflow run that this flow run opened or continued."""
+        found = self.tracker.find_runs("keras-mnist", {"prefect.flow_run_id": flow_run_id})
+        assert found, f"flow run {flow_run_id} has no MLflow run"
+        return found[0]
+
+
+class Channel:
+    """A chat's incoming webhook on loopback, which keeps the texts that it is sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        messages = self.messages
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                messages.append(json.loads(self.rfile.read(length))["text"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}/hooks/secret"
+
+    def __enter__(self) -> Self:
+        Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
