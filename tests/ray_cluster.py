@@ -6,6 +6,7 @@ raylets that come when a job needs one and go when they are idle.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,13 +19,13 @@ from typing import Any
 import httpx
 import psutil
 
+from infra.compute.ray_cluster import ACTIVE
 from tests.pipeline import wait_until
 from tests.s3_server import free_port
 
 RAY = Path(sys.executable).with_name("ray")
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 IDLE_SECONDS = 6.0
-ATTEMPTS = 4
 
 
 class RayCluster:
@@ -54,6 +55,8 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray gives way to all else by default (15), and other tests run beside it.
             "RAY_worker_niceness": "0",
+            # A raylet waits 15 s for its agents by default: on a busy machine their imports alone take longer.
+            "RAY_agent_register_timeout_ms": "180000",
             # Within which the head notices that a node has died.
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "2000",
@@ -61,19 +64,14 @@ class RayCluster:
         }
         command = [str(RAY), "start", "--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.jobs_url.rpartition(':')[2]}"]
-        command += [f"--ray-client-server-port={free_port()}", "--dashboard-agent-listen-port=0"]
+        command += [f"--ray-client-server-port={free_port()}", "--include-log-monitor=false"]
+        command += ["--dashboard-agent-listen-port=0"]
         command += ["--min-worker-port=0", "--max-worker-port=0", "--num-cpus=0", "--num-gpus=0"]
         command += ["--object-store-memory=80000000", "--disable-usage-stats", f"--autoscaling-config={config}"]
         log = self.folder / "start.txt"
-        # A raylet gives its agents 15 s to import what they need, which on a busy machine is a matter of luck.
-        for _ in range(ATTEMPTS):
-            with log.open("w") as out, suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=90, check=False)
-                if done.returncode == 0:
-                    break
-            self.stop()
-        else:
-            raise AssertionError(f"no head came up in {ATTEMPTS} attempts:\n{log.read_text()}")
+        with log.open("w") as out:
+            done = subprocess.run(command, env=environment, stdout=out, stderr=out, timeout=240, check=False)
+        assert done.returncode == 0, f"no head came up:\n{log.read_text()}"
         wait_until(lambda: bool(self._get("/api/cluster_status")), 120, "the autoscaler's first word")
 
     def stop(self) -> None:
@@ -93,9 +91,17 @@ class RayCluster:
         """What the Jobs API says of every job."""
         return list(httpx.get(f"{self.jobs_url}/api/jobs/", timeout=20).json())
 
+    def demand(self) -> list[Any]:
+        """What the autoscaler is asked for and has not yet."""
+        return list(self._get("/api/cluster_status")["clusterStatus"]["loadMetricsReport"]["resourceDemand"])
+
     def wait_for_nodes(self, count: int, limit_seconds: float = 60) -> None:
         """Wait until so many nodes are alive beside the head."""
         wait_until(lambda: len(self.nodes()) == count, limit_seconds, f"{count} nodes")
+
+    def wait_for_no_job(self) -> None:
+        """Wait until no job runs or waits for a node."""
+        wait_until(lambda: not [job for job in self.jobs() if job["status"] in ACTIVE], 60, "the end of every job")
 
     def kill_node(self) -> None:
         """Kill a node as a cloud takes back a spot instance: every process at once, without a word."""
@@ -122,6 +128,7 @@ def ray_cluster(max_nodes: int, environment: Mapping[str, str]) -> Iterator[RayC
         yield cluster
     finally:
         cluster.stop()
+        shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 def kill_all(processes: list[psutil.Process]) -> None:

@@ -3,6 +3,7 @@
 The GPU is a claim in Ray's books, no device, so `--accelerator cpu` says that the CPU is meant.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -12,17 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import mlflow
 import psutil
 import pytest
 
-from infra.compute import ClusterOptions, Job, Workload
-from infra.compute.ray_cluster import ACTIVE, RayCluster, check_addresses
+from infra.compute import DEFAULT_OPTIONS, ClusterOptions, Job, Workload, compute_target, this_machine
+from infra.compute.ray_cluster import RayCluster, check_addresses
 from infra.errors import ComputeUnavailable, SettingsError, TrainingFailed
 from infra.settings import Settings, load_settings
+from tasks.train_model import PROGRAM
 from tests import ray_cluster
-from tests.conftest import free_port
-from tests.pipeline import ROOT, Pipeline, still_running, wait_until
+from tests.conftest import SmallDataset, free_port, small_pipeline
+from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
 from tests.s3_server import KEY_ID, SECRET, s3_server
+from tests.small_dataset import entries
 
 TOY = """
     import json, os, sys, time
@@ -80,8 +84,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
             )
         url = f"http://127.0.0.1:{port}"
         try:
-            with ray_cluster.ray_cluster(2, s3.environment) as cluster:
-                wait_until(lambda: answers(f"{url}/health"), 120, "MLflow's answer")
+            # First, and alone: Ray gives the processes of a head 30 s to come up.
+            wait_until(lambda: answers(f"{url}/health"), 120, "MLflow's answer")
+            with ray_cluster.ray_cluster(2, {**s3.environment, "HOME": str(folder / "nodes")}) as cluster:
                 environment = {
                     **s3.environment,
                     "RAY_AUTH_MODE": "disabled",
@@ -184,7 +189,7 @@ def test_an_abandoned_job_is_stopped_and_one_of_a_flow_that_died_is_found_again(
         again.release()
     finally:
         compute.release()
-    assert not [job for job in services.cluster.jobs() if job["status"] in ACTIVE]
+    services.cluster.wait_for_no_job()
 
 
 def test_what_no_node_has_is_refused_and_no_demand_stays(services: Services) -> None:
@@ -192,16 +197,15 @@ def test_what_no_node_has_is_refused_and_no_demand_stays(services: Services) -> 
     with pytest.raises(ComputeUnavailable, match=r"(?s)can never give.*--gpus 8.*It offers"):
         compute.provision()
     compute.release()
-    assert not [job for job in services.cluster.jobs() if job["status"] in ACTIVE]
+    wait_until(lambda: services.cluster.demand() == [], 60, "the end of the demand")
+    services.cluster.wait_for_no_job()
 
 
 def test_time_that_runs_out_is_told_and_nothing_is_held(services: Services) -> None:
-    services.cluster.wait_for_nodes(0)
     compute = services.compute("late", "", provision_timeout=1)
-    with pytest.raises(ComputeUnavailable, match=r"within 1 s \(--provision-timeout\)"):
+    with pytest.raises(ComputeUnavailable, match=r"(?s)within 1 s \(--provision-timeout\).*The cluster offers: a head"):
         compute.provision()
-    services.cluster.wait_for_nodes(0, 90)
-    assert not [job for job in services.cluster.jobs() if job["status"] in ACTIVE]
+    services.cluster.wait_for_no_job()
 
 
 def test_a_cost_at_its_limit_ends_the_job(services: Services) -> None:
@@ -211,7 +215,68 @@ def test_a_cost_at_its_limit_ends_the_job(services: Services) -> None:
             list(compute.run(services.job("dear")))
     finally:
         compute.release()
-    assert not [job for job in services.cluster.jobs() if job["status"] in ACTIVE]
+    services.cluster.wait_for_no_job()
+
+
+def test_the_whole_flow_outlives_a_kill_of_itself_and_the_loss_of_its_node(
+    services: Services, small_dataset: SmallDataset, prefect_api: str, tmp_path: Path
+) -> None:
+    epochs = 40
+    flags = (*QUICK, f"--epochs={epochs}")
+    there = small_pipeline(tmp_path / "there", prefect_api, small_dataset)
+    there.environment = {**services.environment, **there.environment}
+    there.folder.mkdir()
+    on_cluster = (*flags, "--compute=ray", "--accelerator=cpu", "--price-per-hour=3600", "--lease-timeout=180")
+    killed = there.start(*on_cluster)
+    there.wait_for_log("Submitted job", killed)
+    ray_cluster.kill_all(descendants(killed.pid))
+    killed.communicate()
+
+    again = there.start(*on_cluster)
+    there.wait_for_log("Found job", again)
+    there.wait_for_log(f"epoch 1/{epochs}", again)
+    services.cluster.kill_node()
+    stdout, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, there.log
+    assert "restart 1 of 3, from the last checkpoint" in there.log
+    services.cluster.wait_for_no_job()
+
+    outcome = json.loads(stdout)
+    client = mlflow.MlflowClient(there.settings.mlflow_tracking_uri)
+    for metric in ("loss", "val_accuracy", "epoch_seconds"):
+        history = client.get_metric_history(outcome["run_id"], metric)
+        assert [point.step for point in history] == list(range(1, epochs + 1))
+    metrics = there.tracker.get_run(outcome["run_id"]).metrics
+    assert metrics["cost"] == pytest.approx(metrics["gpu_seconds"])
+    assert metrics["gpu_seconds"] > 1
+    assert metrics["phase_scaling_seconds"] > 0
+    kept = services.folder / "nodes" / ".cache" / "keras-at-scale" / "data"
+    assert {path.name for path in kept.iterdir()} == {entry.sha256 for entry in entries(small_dataset.catalog.parent)}
+
+    machine = this_machine(there.settings, "cpu")
+    data = small_dataset.catalog.parent
+    here = machine.run(Job(PROGRAM, ("train", f"--data-folder={data}", "--outputs=outputs", *flags)))
+    assert f"weights SHA-256 {outcome['weights_sha256']}" in list(here)
+    machine.release()
+    services.cluster.wait_for_nodes(0)
+
+
+def test_what_is_held_is_listed_and_released_by_hand(services: Services) -> None:
+    def answer(*words: str) -> str:
+        command = [sys.executable, "-m", "infra.compute", *words]
+        environment = {**os.environ, **services.environment}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    compute = services.compute("held", "")
+    try:
+        compute.provision()
+        listed = answer("list")
+        assert "1 CPU, 1 GPU" in listed
+        assert "job training-held-1  RUNNING  lease: renewed" in listed
+        assert "ended training-held-1" in answer("release", "--yes")
+        services.cluster.wait_for_no_job()
+    finally:
+        compute.release()
 
 
 def test_a_head_that_dies_is_told_and_what_ran_there_ends(services: Services) -> None:
@@ -248,9 +313,7 @@ def test_an_address_that_nodes_cannot_reach_is_refused(changes: dict[str, str], 
     ("flags", "environment", "told"),
     [
         (["--gpus=1"], {}, "--gpus: only a cluster"),
-        (["--compute=ray"], {}, "Set RAY_JOBS_URL"),
         (["--compute=ray", "--max-cost=3"], {}, "Add --price-per-hour"),
-        (["--compute=ray"], {"RAY_JOBS_URL": "ftp://here"}, "RAY_JOBS_URL is 'ftp://here'"),
         (["--compute=ray"], {"RAY_JOBS_URL": "http://127.0.0.1:9"}, "OBJECT_STORE_URI is file:"),
     ],
 )
@@ -260,6 +323,13 @@ def test_what_makes_no_sense_is_refused_with_status_2(
     pipeline = Pipeline(tmp_path, {"RAY_JOBS_URL": "", **environment})
     pipeline.run(*flags, status=2)
     assert told in pipeline.log
+
+
+def test_a_cluster_is_named_by_the_address_of_its_dashboard(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="RAY_JOBS_URL is 'ftp://here'"):
+        load_settings({"RAY_JOBS_URL": "ftp://here"})
+    with pytest.raises(SettingsError, match="Set RAY_JOBS_URL"):
+        compute_target("ray", load_settings({}), "cpu", DEFAULT_OPTIONS, Workload(tmp_path, "train", (), "training-x"))
 
 
 def test_without_ray_it_says_how_to_install_it(tmp_path: Path) -> None:

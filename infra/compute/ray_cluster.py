@@ -129,10 +129,16 @@ class RayCluster:
         `tell` is told what the cluster does meanwhile. Raises `ComputeUnavailable` if no node comes in time, if none
         ever can, or if the node that came lacks what was asked for; nothing is held then.
         """
+        deadline = time.monotonic() + self._options.provision_timeout
         try:
-            self._acquire(tell)
-            log = _Log(self._client, self._job or "")
-            return self._wait_for_node(log, tell)
+            while True:
+                self._acquire(tell)
+                log = _Log(self._client, self._job or "")
+                if self._wait_for_node(log, tell, deadline):
+                    return self._describe(log)
+                # An autoscaler that ends an idle node does not look whether a job has just got it.
+                tell(f"Job {self._job} lost its node before it was ready: another one is asked for")
+                self._forget()
         except BaseException:
             self._stop("provisioning failed")
             raise
@@ -199,9 +205,9 @@ class RayCluster:
                         "Its dashboard and the logs of its head say more."
                     ) from error
 
-    def _wait_for_node(self, log: "_Log", tell: Callable[[str], None]) -> ComputeDescription:
+    def _wait_for_node(self, log: "_Log", tell: Callable[[str], None], deadline: float) -> bool:
+        """True when the program stands by on a node, False if that node was lost before."""
         started = time.monotonic()
-        deadline = started + self._options.provision_timeout
         shown = ""
         running_since: float | None = None
         answered = started
@@ -219,8 +225,10 @@ class RayCluster:
                 running_since = time.monotonic()
                 self._provisioned = running_since - started
             if log.node is not None:
-                return self._describe(log)
+                return True
             if info["status"] not in ACTIVE:
+                if _node_died(info) and time.monotonic() < deadline:
+                    return False
                 raise ComputeUnavailable(self._why_not(log, info))
             state = f"on node {log.host}: {log.doing}" if log.started_at else self._state()
             if state != shown:
@@ -382,7 +390,7 @@ class RayCluster:
             raise TrainingFailed(f"{what} was ended: {log.ended}.\nThe last checkpoint is kept: run again.")
         if info["status"] == "STOPPED":
             raise TrainingFailed(f"{what} was stopped by somebody else.\nThe last checkpoint is kept: run again.")
-        if code is None or "ACTOR_DIED" in str(info.get("error_type")):
+        if code is None or _node_died(info):
             return _first_line(info.get("message") or "its node is gone")
         if code >= 128 and code != 143:
             raise TrainingFailed(
@@ -747,6 +755,10 @@ def _resources(shape: Mapping[str, float]) -> str:
     """Resources as people read them, without those that every node has by itself."""
     plain = {name: value for name, value in shape.items() if not name.startswith(("node:", "object_store", "memory"))}
     return ", ".join(f"{value:g} {name}" for name, value in sorted(plain.items())) or "nothing"
+
+
+def _node_died(info: Mapping[str, Any]) -> bool:
+    return "ACTOR_DIED" in str(info.get("error_type"))
 
 
 def _own_addresses() -> set[str]:
