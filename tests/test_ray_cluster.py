@@ -261,6 +261,29 @@ def test_the_whole_flow_outlives_a_kill_of_itself_and_the_loss_of_its_node(
     services.cluster.wait_for_nodes(0)
 
 
+def test_a_flow_that_is_told_to_stop_leaves_no_job(
+    services: Services, small_dataset: SmallDataset, prefect_api: str, tmp_path: Path
+) -> None:
+    pipeline = small_pipeline(tmp_path, prefect_api, small_dataset)
+    pipeline.environment = {**services.environment, **pipeline.environment}
+    process = pipeline.start(*QUICK, "--seed=1", "--compute=ray", "--accelerator=cpu")
+    pipeline.wait_for_log("Submitted job", process)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    services.cluster.wait_for_no_job()
+
+
+def test_a_job_ends_itself_when_nobody_renews_its_lease(services: Services) -> None:
+    compute = services.compute("widowed", "", lease_timeout=5)
+    compute.provision()
+    # What is left of a flow that was killed: a lease that grows old, and nobody who stops the job.
+    assert compute._lease is not None
+    compute._lease.end()
+    services.cluster.wait_for_no_job()
+    compute.release()
+
+
 def test_what_is_held_is_listed_and_released_by_hand(services: Services) -> None:
     def answer(*words: str) -> str:
         command = [sys.executable, "-m", "infra.compute", *words]
