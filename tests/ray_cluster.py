@@ -95,13 +95,13 @@ class RayCluster:
         """What the autoscaler is asked for and has not yet."""
         return list(self._get("/api/cluster_status")["clusterStatus"]["loadMetricsReport"]["resourceDemand"])
 
-    def wait_for_nodes(self, count: int, limit_seconds: float = 60) -> None:
+    def wait_for_nodes(self, count: int, limit_seconds: float = 180) -> None:
         """Wait until so many nodes are alive beside the head."""
         wait_until(lambda: len(self.nodes()) == count, limit_seconds, f"{count} nodes")
 
     def wait_for_no_job(self) -> None:
         """Wait until no job runs or waits for a node."""
-        wait_until(lambda: not [job for job in self.jobs() if job["status"] in ACTIVE], 60, "the end of every job")
+        wait_until(lambda: not [job for job in self.jobs() if job["status"] in ACTIVE], 120, "the end of every job")
 
     def kill_node(self) -> None:
         """Kill a node as a cloud takes back a spot instance: every process at once, without a word."""

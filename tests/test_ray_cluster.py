@@ -57,7 +57,7 @@ class Services:
         program = self.folder / identity / "toy"
         program.mkdir(parents=True, exist_ok=True)
         (program / "__main__.py").write_text(textwrap.dedent(TOY) + textwrap.dedent(body))
-        chosen = ClusterOptions(**{"provision_timeout": 120, "lease_timeout": 60, **options})
+        chosen = ClusterOptions(**{"provision_timeout": 300, "lease_timeout": 120, **options})
         workload = Workload(program, "train", (), f"training-{identity}")
         return RayCluster(self.cluster.jobs_url, self.settings, "cpu", chosen, workload, patience_seconds)
 
@@ -152,7 +152,7 @@ def test_a_node_that_is_lost_is_replaced_and_two_jobs_share_the_cluster(services
                 if line.startswith("begun"):
                     services.cluster.kill_node()
                     beside = pool.submit(lambda: list(other.run(services.job("beside"))))
-            assert "undisturbed" in beside.result(240)
+            assert "undisturbed" in beside.result(400)
         first = psutil.pids()
         assert int(next(line for line in lines if line.startswith("begun")).split()[1]) not in first
     finally:
@@ -184,7 +184,7 @@ def test_an_abandoned_job_is_stopped_and_one_of_a_flow_that_died_is_found_again(
         found = again.run(services.job("abandoned"))
         assert next(line for line in found if line.isdigit()) == str(process.pid)
         found.close()  # type: ignore[attr-defined]
-        wait_until(lambda: still_running([process]) == [], 30, "the program's end")
+        wait_until(lambda: still_running([process]) == [], 120, "the program's end")
         lines.close()  # type: ignore[attr-defined]
         again.release()
     finally:
@@ -226,17 +226,21 @@ def test_the_whole_flow_outlives_a_kill_of_itself_and_the_loss_of_its_node(
     there = small_pipeline(tmp_path / "there", prefect_api, small_dataset)
     there.environment = {**services.environment, **there.environment}
     there.folder.mkdir()
-    on_cluster = (*flags, "--compute=ray", "--accelerator=cpu", "--price-per-hour=3600", "--lease-timeout=180")
+    on_cluster = (*flags, "--compute=ray", "--accelerator=cpu", "--price-per-hour=3600", "--lease-timeout=300")
     killed = there.start(*on_cluster)
-    there.wait_for_log("Submitted job", killed)
+    there.wait_for_log("Submitted job", killed, 300)
     ray_cluster.kill_all(descendants(killed.pid))
     killed.communicate()
 
     again = there.start(*on_cluster)
-    there.wait_for_log("Found job", again)
-    there.wait_for_log(f"epoch 1/{epochs}", again)
-    services.cluster.kill_node()
-    stdout, _ = again.communicate(timeout=240)
+    try:
+        there.wait_for_log("Found job", again, 300)
+        there.wait_for_log(f"epoch 1/{epochs}", again, 300)
+        services.cluster.kill_node()
+        stdout, _ = again.communicate(timeout=400)
+    finally:
+        if again.poll() is None:
+            ray_cluster.kill_all(descendants(again.pid))
     assert again.returncode == 0, there.log
     assert "restart 1 of 3, from the last checkpoint" in there.log
     services.cluster.wait_for_no_job()
@@ -267,7 +271,7 @@ def test_a_flow_that_is_told_to_stop_leaves_no_job(
     pipeline = small_pipeline(tmp_path, prefect_api, small_dataset)
     pipeline.environment = {**services.environment, **pipeline.environment}
     process = pipeline.start(*QUICK, "--seed=1", "--compute=ray", "--accelerator=cpu")
-    pipeline.wait_for_log("Submitted job", process)
+    pipeline.wait_for_log("Submitted job", process, 300)
     process.terminate()
     process.communicate(timeout=120)
     assert process.returncode != 0
@@ -311,7 +315,7 @@ def test_a_head_that_dies_is_told_and_what_ran_there_ends(services: Services) ->
     with pytest.raises(TrainingFailed, match="has been silent"):
         list(lines)
     compute.release()
-    wait_until(lambda: still_running([process]) == [], 60, "the program's end")
+    wait_until(lambda: still_running([process]) == [], 120, "the program's end")
 
 
 @pytest.mark.parametrize(
