@@ -7,7 +7,9 @@ import infra.quiet_libraries  # noqa: F401  isort: skip
 
 import subprocess
 import sys
+from collections.abc import Collection
 from datetime import timedelta
+from pathlib import Path
 from typing import cast
 from uuid import UUID
 
@@ -22,7 +24,9 @@ from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from infra.settings import PROJECT_ROOT, StackSettings, load_stack_settings
+from flows.form import completed
+from infra.settings import PROJECT_ROOT, StackSettings, load_settings, load_stack_settings
+from tasks.dataset_catalog import read_catalog
 
 ZOMBIE_SECONDS = 300
 """Without a sign of life for so long a flow run is Crashed. Signs come every 30 s, the shortest that Prefect takes.
@@ -110,13 +114,29 @@ def put_in_place(automation: Automation) -> None:
     automation.update()
 
 
-def refuse_unknown_parameters() -> None:
-    """Let the server refuse a parameter that the flow does not have; by itself it starts a run, which crashes."""
+def complete_forms(datasets: Collection[str]) -> None:
+    """Let the server refuse, for each of our deployments, what the flow would; see `flows.form`."""
     ours = FlowFilter(name=FlowFilterName(any_=["train-mnist"]))
     with get_client(sync_client=True) as client:
         for deployment in client.read_deployments(flow_filter=ours):
-            schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
-            client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
+            if schema := deployment.parameter_openapi_schema:
+                update = DeploymentUpdate(parameter_openapi_schema=completed(schema, datasets))
+                client.update_deployment(deployment.id, update)
+
+
+def keep_ui_at_home(pages: Path) -> None:
+    """Let browsers refuse what Prefect's pages would send elsewhere than to a server of this machine.
+
+    At each start they ask a maker of usage statistics for its configuration, with analytics switched off as well.
+    """
+    policy = "connect-src 'self' http://127.0.0.1:* ws://127.0.0.1:* http://localhost:* ws://localhost:*"
+    head = f'<head>\n    <meta http-equiv="Content-Security-Policy" content="{policy}">'
+    for page in pages.glob("*/index.html"):
+        text = page.read_text()
+        if head not in text:
+            changed = page.with_suffix(".incoming")
+            changed.write_text(text.replace("<head>", head, 1))
+            changed.replace(page)
 
 
 def addresses(stack: StackSettings) -> str:
@@ -135,8 +155,9 @@ def main() -> None:
     # Its form of a schedule, a limit or a template is Prefect's own; we only call it.
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     subprocess.run(command, cwd=PROJECT_ROOT, check=True)
-    refuse_unknown_parameters()
     stack = load_stack_settings()
+    complete_forms(read_catalog(load_settings().dataset_catalog))
+    keep_ui_at_home(stack.prefect_pages_folder)
     for automation in (*zombies(), failure_notification(stack.failure_notification_url)):
         put_in_place(automation)
     sys.stdout.write(addresses(stack))

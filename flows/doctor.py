@@ -68,8 +68,9 @@ def examine(settings: Settings, tracker: ExperimentTracker, experiment: str, mod
             delete = partial(delete_dataset, store, dataset)
             yield Finding(f"{dataset.uri} is incomplete: its upload broke off", "remove it", delete)
 
-    runs = {run.run_id: run for run in tracker.find_runs(experiment, {})}
-    for run_id in sorted({key.partition("/")[0] for key in store.sizes(RUNS_FOLDER)}):
+    checkpointed = {key.partition("/")[0] for key in store.sizes(RUNS_FOLDER)}
+    runs = {run.run_id: run for run in tracker.find_runs(experiment, {}, run_ids=checkpointed)}
+    for run_id in sorted(checkpointed):
         discard = partial(discard_checkpoints, store, run_id)
         if run_id not in runs:
             # It may be of another experiment: only who names that one may judge.

@@ -87,8 +87,12 @@ def publish_report(
         epoch_seconds=round(tracker.metric_sum(run.run_id, "epoch_seconds"), 3),
         seconds=seconds.seconds,
     )
-    links = (("Run", run.run_id, tracker.run_url(facts)), ("Version", registered.uri, tracker.version_url(registered)))
-    create_markdown_artifact(_markdown(report, facts, links), key="training-report", description="What came out")
+    links = (
+        ("MLflow run", run.run_id, tracker.run_url(facts)),
+        ("model version", registered.uri, tracker.version_url(registered)),
+    )
+    # Without a key: the link on the flow run's page then opens it, and not a list of the reports of all runs.
+    create_markdown_artifact(_markdown(report, facts, links), description=f"Report: {_headline(report)}")
     return report
 
 
@@ -105,6 +109,10 @@ def summary(report: TrainingReport) -> str:
     )
 
 
+def _headline(report: TrainingReport) -> str:
+    return f"{report.model_name} version {report.model_version}, {report.test_accuracy:.2%} on the test set"
+
+
 def _markdown(report: TrainingReport, run: Run, links: tuple[tuple[str, str, str | None], ...]) -> str:
     def table(*head: str, rows: Iterator[tuple[str, str]]) -> str:
         return "\n".join([f"| {' | '.join(head)} |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
@@ -117,8 +125,8 @@ def _markdown(report: TrainingReport, run: Run, links: tuple[tuple[str, str, str
     outcome = "nothing had changed, so an earlier run was used again" if report.reused else "trained"
     return "\n\n".join(
         [
-            f"# {report.model_name} version {report.model_version}: {report.test_accuracy:.2%} on the test set",
-            f"{report.champion_decision}. Data set {report.dataset}; {outcome}.",
+            f"# {_headline(report)}",
+            f"{report.champion_decision.rstrip('.')}. Data set {report.dataset}; {outcome}.",
             table(
                 "What",
                 "Value",

@@ -8,6 +8,7 @@ import infra.quiet_libraries  # noqa: F401  isort: skip
 
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow, get_run_logger
 from pydantic import Field
@@ -28,6 +29,12 @@ from tasks.train_model import train_model, why_nothing_to_train, workload
 from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
 from tasks.upload_dataset import upload_dataset
 
+# Bounds and patterns stand in the annotation: of a `Field` that is the default, Prefect's form keeps the default and
+# the description alone.
+Name = Annotated[str, Field(pattern=r"^[\w.-]{1,200}$")]
+NameWithSpaces = Annotated[str, Field(pattern=r"^[\w. -]{1,200}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 @flow(
     name="train-mnist",
@@ -47,17 +54,17 @@ def train_mnist(
         "auto", description="What to train on: auto takes a GPU if there is one, gpu refuses to go on without."
     ),
     cluster: ClusterOptions = DEFAULT_OPTIONS,
-    model_name: str = Field(
-        "keras-dnn-mnist", description="Registered model to make a version of.", pattern=r"^[\w.-]{1,200}$"
+    model_name: Name = Field(
+        "keras-dnn-mnist", description="Registered model to make a version of; letters, digits, dots, _ and -."
     ),
     gate: Gate = Field(
         "better",
         description="A champion is replaced by a version that is better, with p at most 0.05, or by any not-worse.",
     ),
-    recall_floor: float = Field(
-        RECALL_FLOOR, description="How far the recall of a digit may fall in a new champion.", ge=0, le=1
+    recall_floor: Share = Field(RECALL_FLOOR, description="How far the recall of a digit may fall in a new champion."),
+    experiment: NameWithSpaces = Field(
+        "keras-mnist", description="MLflow experiment of the run; letters, digits, spaces, dots, _ and -."
     ),
-    experiment: str = Field("keras-mnist", description="MLflow experiment of the run.", pattern=r"^[\w. -]{1,200}$"),
     output_dir: Path = Field(
         Path("model"),
         description="Folder for the model's files, replaced as a whole; {model_name} and {version} are filled in.",

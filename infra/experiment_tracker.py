@@ -5,9 +5,10 @@ MLflow's import takes 3 to 4 s, so it happens at the first use, or ahead of it b
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -105,18 +106,30 @@ class ExperimentTracker:
         with self._translated("list the experiments"):
             return [experiment.name for experiment in self._client.search_experiments()]
 
-    def find_runs(self, experiment: str, tags: Mapping[str, str], status: str | None = None) -> list[Run]:
-        """The runs of `experiment` that have these tags and this status, newest first."""
+    def find_runs(
+        self,
+        experiment: str,
+        tags: Mapping[str, str],
+        status: str | None = None,
+        run_ids: Collection[str] | None = None,
+    ) -> list[Run]:
+        """The runs of `experiment` that have these tags and this status and are among these, newest first."""
+        if run_ids is not None and not run_ids:
+            return []
         with self._translated(f"search the runs of experiment {experiment}"):
             found = self._client.get_experiment_by_name(experiment)
             if found is None:
                 return []
             conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
             conditions += [f"attributes.status = '{status}'"] if status else []
-            runs = self._client.search_runs(
-                [found.experiment_id], " and ".join(conditions), order_by=["attributes.start_time DESC"]
+            conditions += [f"attributes.run_id IN ({', '.join(map(repr, sorted(run_ids)))})"] if run_ids else []
+            search = partial(
+                self._client.search_runs,
+                [found.experiment_id],
+                " and ".join(conditions),
+                order_by=["attributes.start_time DESC"],
             )
-            return [_run(run) for run in runs]
+            return [_run(run) for run in _all_pages(search)]
 
     def get_run(self, run_id: str) -> Run:
         """The run with this id."""
@@ -207,7 +220,7 @@ class ExperimentTracker:
     def versions(self, name: str) -> list[Version]:
         """Every version of model `name`, oldest first."""
         with self._translated(f"list the versions of model {name}"):
-            found = self._client.search_model_versions(f"name = '{name}'")
+            found = _all_pages(partial(self._client.search_model_versions, f"name = '{name}'"))
             return sorted((_version(version) for version in found), key=lambda version: version.version)
 
     def create_version(self, name: str, run: Run, model_id: str, tags: Mapping[str, str]) -> Version:
@@ -216,7 +229,8 @@ class ExperimentTracker:
 
         with self._translated(f"register model {model_id} as {name}"):
             try:
-                self._client.create_registered_model(name)
+                if self._registered_model(name) is None:
+                    self._client.create_registered_model(name)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -260,15 +274,15 @@ class ExperimentTracker:
 
     def model_tags(self, name: str) -> dict[str, str]:
         """The tags of a registered model; none if there is no such model."""
-        from mlflow.exceptions import MlflowException
-
         with self._translated(f"read the tags of model {name}"):
-            try:
-                return dict(self._client.get_registered_model(name).tags)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
-                raise
+            found = self._registered_model(name)
+            return dict(found.tags) if found else {}
+
+    def _registered_model(self, name: str) -> Any:
+        # Not get_registered_model, nor create_registered_model of one that exists: to name the latest version of each
+        # stage, MLflow reads every version of the model for their answers.
+        found = self._client.search_registered_models(f"name = '{name}'", max_results=1)
+        return found[0] if found else None
 
     def set_model_tag(self, name: str, key: str, value: str) -> None:
         """Set a tag of a registered model; a database keeps 5,000 characters of its value."""
@@ -284,15 +298,17 @@ class ExperimentTracker:
 
     def run_url(self, run: Run) -> str | None:
         """The page of a run, where MLflow has pages."""
-        if not is_http(self.uri):
-            return None
-        return f"{without_secrets(self.uri).rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        return self._page(f"experiments/{run.experiment_id}/runs/{run.run_id}")
 
     def version_url(self, version: Version) -> str | None:
         """The page of a model version, where MLflow has pages."""
+        return self._page(f"models/{version.name}/versions/{version.version}")
+
+    def _page(self, path: str) -> str | None:
         if not is_http(self.uri):
             return None
-        return f"{without_secrets(self.uri).rstrip('/')}/#/models/{version.name}/versions/{version.version}"
+        # Beside what belongs to trained models; by itself MLflow opens among traces, prompts and judges.
+        return f"{without_secrets(self.uri).rstrip('/')}/#/{path}?workflowType=machine_learning"
 
     @property
     def _client(self) -> Any:
@@ -362,6 +378,17 @@ class ExperimentTracker:
                 f"Could not {attempt} at {without_secrets(self.uri)}: {reason[0]}\n"
                 "Check that MLflow is up and that MLFLOW_TRACKING_URI names it, then run the same command again."
             ) from error
+
+
+def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Everything that a search of MLflow finds: it answers with 1,000 runs, or 10,000 versions, at a time."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _run(run: Any) -> Run:

@@ -120,6 +120,11 @@ class StackSettings:
         return self.folder / "postgres"
 
     @property
+    def prefect_pages_folder(self) -> Path:
+        """The files of Prefect's UI, as its server puts them there."""
+        return self.folder / "prefect-pages"
+
+    @property
     def supervisor_configuration(self) -> Path:
         """Written at each start; `supervisorctl -c` takes it."""
         return self.folder / "supervisord.conf"

@@ -89,8 +89,8 @@ def why_nothing_to_train(tracker: ExperimentTracker, experiment: str, key: str, 
 
 def find_finished(tracker: ExperimentTracker, experiment: str, key: str) -> Run | None:
     """The newest finished run of `experiment` with this training key that has all that a version needs."""
-    runs = tracker.find_runs(experiment, {"training_key": key})
-    return next((run for run in runs if run.status == "FINISHED" and COMPLETE in run.tags), None)
+    runs = tracker.find_runs(experiment, {"training_key": key}, status="FINISHED")
+    return next((run for run in runs if COMPLETE in run.tags), None)
 
 
 @task(name="train model", cache_policy=NO_CACHE)
@@ -187,6 +187,9 @@ def _open_run(
         "prefect.flow_run_name": flow_run.name or "none",
         "prefect.flow_run_url": flow_run.ui_url or "none: the run had a temporary Prefect server",
     }
+    if flow_run.ui_url:
+        # The description on the run's page, where a tag's address cannot be clicked.
+        tags["mlflow.note.content"] = f"Log, progress and report: flow run [{flow_run.name}]({flow_run.ui_url})"
     for run in tracker.find_runs(experiment, {"training_key": key}):
         # Whoever had this run is dead, or the lock would not be ours.
         if run.status != "FINISHED":

@@ -174,9 +174,12 @@ class Stack:
         return found
 
     def flow_log(self, run_id: str) -> str:
-        """What a person reads on the flow run's page."""
+        """What a person reads on the flow run's page; its last lines may come after its last state."""
         asked = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
-        return "\n".join(entry["message"] for entry in self.api("POST", "/logs/filter", **asked))
+        lines: list[str] = []
+        while page := self.api("POST", "/logs/filter", **asked, offset=len(lines)):
+            lines += [entry["message"] for entry in page]
+        return "\n".join(lines)
 
     def wait_for_log(self, run_id: str, pattern: str, limit_seconds: float = 400) -> None:
         """Wait until the flow run's log has this."""

@@ -128,7 +128,7 @@ def test_runs_side_by_side_give_two_versions_and_one_champion(stack: Stack) -> N
     assert champion.version in numbers
     for number in numbers:
         assert (stack.home / "models" / "keras-dnn-mnist" / str(number) / "MLmodel").is_file()
-    reports = stack.api("POST", "/artifacts/filter", artifacts={"key": {"any_": ["training-report"]}})
+    reports = stack.api("POST", "/artifacts/filter", artifacts={"type": {"any_": ["markdown"]}})
     assert all(any(stack.tracker.run_url(run) in report["data"] for report in reports) for run in runs)
 
 
@@ -156,7 +156,7 @@ def test_a_schedule_that_is_due_fires_and_a_night_without_changes_trains_nothing
         wait_until(is_due, 200, "the scheduler to make a run")
         run = runs[0]
         assert stack.wait_for(run["id"])["state_name"] == "Completed", stack.flow_log(run["id"])
-        assert "nothing is trained" in stack.flow_log(run["id"])
+        stack.wait_for_log(run["id"], "nothing is trained", 60)
     finally:
         (made,) = created.json()
         stack.api("DELETE", f"/deployments/{nightly['id']}/schedules/{made['id']}")
@@ -272,7 +272,7 @@ def test_a_restart_in_the_middle_of_a_training_ends_with_the_same_result(
     assert stack.wait_for(run_id)["state_name"] == "Completed", stack.flow_log(run_id)
     continued = stack.mlflow_run(run_id)
     assert (continued.run_id, continued.status) == (interrupted.run_id, "FINISHED")
-    assert f"Continuing run {interrupted.run_id}" in stack.flow_log(run_id)
+    stack.wait_for_log(run_id, f"Continuing run {interrupted.run_id}", 60)
 
     undisturbed = Pipeline(
         tmp_path_factory.mktemp("undisturbed"), {**stack.given, "PREFECT_API_URL": stack.prefect_api}

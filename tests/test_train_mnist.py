@@ -94,7 +94,7 @@ def test_the_flow_run_has_six_tasks_a_report_and_progress(
         ]
     )
     artifacts = httpx.post(f"{prefect_api}/artifacts/filter", json=only).json()
-    report = next(artifact for artifact in artifacts if artifact["key"] == "training-report")
+    report = next(artifact for artifact in artifacts if artifact["type"] == "markdown")
     assert outcome["run_id"] in report["data"]
     assert any(artifact["type"] == "progress" and artifact["data"] == 100 for artifact in artifacts)
     logs = httpx.post(f"{prefect_api}/logs/filter", json={"logs": {"flow_run_id": {"any_": [flow_run_id]}}}).json()

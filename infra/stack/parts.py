@@ -81,6 +81,7 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
                 "PREFECT_API_URL": stack.prefect_api_url,
                 "PREFECT_SERVER_UI_API_URL": stack.prefect_api_url,
                 "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+                "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(stack.prefect_pages_folder),
                 # In memory, its default, the leases behind the deployments' limits are gone after a restart, and
                 # a run whose lease cannot be renewed is killed by its own process.
                 "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -174,7 +175,8 @@ def environment_file(stack: StackSettings) -> str:
 def prepare(stack: StackSettings) -> None:
     """Everything on disk that the parts expect; safe to repeat."""
     stack.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for folder in (stack.folder / "store" / "pipeline", stack.folder / "store" / "mlflow", stack.folder / "prefect"):
+    store = stack.folder / "store"
+    for folder in (store / "pipeline", store / "mlflow", stack.folder / "prefect", stack.prefect_pages_folder):
         folder.mkdir(parents=True, exist_ok=True)
     store_key(stack)
     write_private(stack.environment_path, environment_file(stack))

@@ -3,14 +3,22 @@
 A new knob is one field here and one use of it.
 """
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
+
+
+def _in_order(schema: dict[str, Any]) -> None:
+    # Prefect keeps the schema in a JSONB column of PostgreSQL, which sorts keys by their length; its form goes by this.
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
 
 
 class Hyperparameters(BaseModel):
     """What to train; together with the data set and the program it decides the resulting weights."""
 
     # Unknown keys are refused: a misspelled one in a form or a deployment would pass unseen.
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_in_order)
 
     batch_size: int = Field(50, ge=1, le=10_000, description="Images per optimizer step.")
     first_layer_neurons: int = Field(300, ge=1, le=16_384, description="Width of the first hidden layer.")
