@@ -23,9 +23,6 @@ class ClusterOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gpus: int = Field(1, ge=0, description="GPUs that the job holds; the program computes on one.")
-    gpu_type: str | None = Field(
-        None, pattern=r"^[\w.-]{1,60}$", description="Kind of GPU, as Ray names it: A10G, T4, H100."
-    )
     provision_timeout: float = Field(1200, gt=0, description="Seconds to wait for a node that is ready.")
     lease_timeout: float = Field(
         600, ge=5, description="Seconds after which a job whose flow has died ends itself, its checkpoint kept."
@@ -151,8 +148,6 @@ def check_options(name: ComputeName, options: ClusterOptions, given: bool = Fals
         raise SettingsError(f"{flags}: only a cluster knows what to do with that.\nAdd --compute ray, or leave it out.")
     if options.max_cost is not None and options.price_per_hour is None:
         raise SettingsError("--max-cost needs to know what an hour costs.\nAdd --price-per-hour.")
-    if options.gpu_type and not options.gpus:
-        raise SettingsError("--gpu-type says which GPU, and --gpus is 0.\nLeave one of them out.")
 
 
 def program_files(program: Path) -> list[Path]:

@@ -44,8 +44,6 @@ SECONDS_WITHOUT_ANSWER = 60.0
 """How long the cluster may be silent in the middle of a job: the restart of a head takes about as long."""
 SECONDS_TO_STOP = 30.0
 """Within which Ray reports a job as stopped; it sends SIGKILL 3 s after SIGTERM."""
-ACCELERATOR_SHARE = 0.001
-"""What Ray's own `accelerator_type` asks of the resource that marks a kind of GPU: enough to land on such a node."""
 
 LOGGER = logging.getLogger(__name__)
 
@@ -164,8 +162,7 @@ class RayCluster:
         self._owned = True
         self._submit(self._job)
         asked = f"{self._options.gpus} GPU{'s' * (self._options.gpus != 1)}"
-        kind = f" of type {self._options.gpu_type}" if self._options.gpu_type else ""
-        tell(f"Submitted job {self._job} to {self._shown}: {asked}{kind}")
+        tell(f"Submitted job {self._job} to {self._shown}: {asked}")
 
     def _submit(self, job: str) -> None:
         request = {
@@ -196,7 +193,6 @@ class RayCluster:
                     metadata={"holder": self._holder},
                     entrypoint_num_gpus=self._options.gpus,
                     entrypoint_num_cpus=1,
-                    entrypoint_resources=self._kind_resources or None,
                 )
             except (OSError, RuntimeError) as error:
                 if "already exists" not in str(error):
@@ -236,8 +232,8 @@ class RayCluster:
                 shown = state
             if not log.started_at and (reason := self._unsatisfiable()):
                 raise ComputeUnavailable(
-                    f"The Ray cluster at {self._shown} can never give what was asked for (--gpus {self._options.gpus}"
-                    f"{f' --gpu-type {self._options.gpu_type}' if self._options.gpu_type else ''}):\n{reason}\n"
+                    f"The Ray cluster at {self._shown} can never give what was asked for "
+                    f"(--gpus {self._options.gpus}):\n{reason}\n"
                     f"It offers: {self._offers()}.\nAsk for what one of its nodes has, or add a type of node to it."
                 )
             if time.monotonic() > deadline:
@@ -283,13 +279,12 @@ class RayCluster:
 
     def _unsatisfiable(self) -> str | None:
         """The autoscaler's word that no type of node has what the job asks for."""
-        wanted = [f"'GPU': {float(self._options.gpus)}"] if self._options.gpus else []
-        wanted += [f"'{name}': {share}" for name, share in self._kind_resources.items()]
+        wanted = f"'GPU': {float(self._options.gpus)}"
         # Not /api/v0/cluster_events, which answers with an error once a node has died.
         events = self._data("/events").get("events") or {}
         for event in chain.from_iterable(events.values()):
             message = str(event.get("message", ""))
-            if "No available node types can fulfill" in message and all(part in message for part in wanted) and wanted:
+            if "No available node types can fulfill" in message and wanted in message:
                 return message.removeprefix("Error: ")
         return None
 
@@ -468,11 +463,6 @@ class RayCluster:
     @property
     def _wants_gpu(self) -> bool:
         return self._options.gpus > 0 and self._accelerator != "cpu"
-
-    @property
-    def _kind_resources(self) -> dict[str, float]:
-        kind = self._options.gpu_type
-        return {f"accelerator_type:{kind}": ACCELERATOR_SHARE} if kind else {}
 
     def _key(self, name: str) -> str:
         return f"{FOLDER}/{self._job}/{name}"
