@@ -28,6 +28,9 @@ from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wa
 from tests.s3_server import KEY_ID, SECRET, s3_server
 from tests.small_dataset import entries
 
+# Each start of a program costs seconds of a core, and a test here starts up to ten.
+pytestmark = pytest.mark.timeout(600)
+
 TOY = """
     import json, os, sys, time
     if sys.argv[1] == "devices":
