@@ -12,9 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from infra.stack.parts import client_environment
 from tasks.cancellation import life_file
-from tests.pipeline import QUICK, Pipeline, descendants, still_running, wait_until
+from tests.pipeline import QUICK, descendants, still_running, wait_until
 from tests.stack import ROOT, SMALL, Channel, Stack
 
 # The first of them waits for the stack as well.
@@ -248,40 +247,6 @@ def test_a_flow_that_died_with_its_worker_is_found(stack: Stack) -> None:
     assert (state, status) == ("Crashed", "KILLED")
     assert "its process died without a word" in cause
     stack.wait_until_up()
-
-
-def test_a_restart_in_the_middle_of_a_training_ends_with_the_same_result(
-    stack: Stack, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    hyperparameters = {**SMALL, "epochs": 150, "seed": 7}
-    run_id = stack.submit(hyperparameters=hyperparameters)
-    stack.wait_for_log(run_id, r"epoch 3/150")
-    before = {name: stack.deployment(name)["id"] for name in ("on-demand", "nightly")}
-    keys = stack.environment["AWS_SECRET_ACCESS_KEY"]
-    processes = descendants(stack.process.pid) if stack.process else []
-    stack.stop()
-    assert not still_running(processes)
-    stack.start()
-    assert {name: stack.deployment(name)["id"] for name in before} == before
-    assert client_environment(stack.settings)["AWS_SECRET_ACCESS_KEY"] == keys
-    assert wait_for_both(stack, run_id, 120)[:2] == ("Crashed", "KILLED")
-    interrupted = stack.mlflow_run(run_id)
-
-    # The button "Retry" in the UI.
-    state = {"type": "SCHEDULED", "name": "AwaitingRetry"}
-    stack.api("POST", f"/flow_runs/{run_id}/set_state", state=state, force=True)
-    wait_until(lambda: stack.flow_run(run_id)["run_count"] == 2, 300, "the second attempt")
-    assert stack.wait_for(run_id)["state_name"] == "Completed", stack.flow_log(run_id)
-    continued = stack.mlflow_run(run_id)
-    assert (continued.run_id, continued.status) == (interrupted.run_id, "FINISHED")
-    stack.wait_for_log(run_id, f"Continuing run {interrupted.run_id}", 60)
-
-    undisturbed = Pipeline(
-        tmp_path_factory.mktemp("undisturbed"), {**stack.given, "PREFECT_API_URL": stack.prefect_api}
-    )
-    undisturbed.environment["PIPELINE_HOME"] = str(undisturbed.folder / "home")
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in hyperparameters.items()]
-    assert undisturbed.run(*flags)["weights_sha256"] == continued.tags["weights_sha256"]
 
 
 def test_a_port_in_use_is_told_with_its_owner_and_nothing_is_started(stack: Stack) -> None:
