@@ -36,7 +36,9 @@ for lock in "$@"; do
     set -- "$@" -r "$lock"
     shift
 done
-VIRTUAL_ENV="$PWD/.venv" uv pip install --quiet --require-hashes "$@"
+# Compiled here, once and on every core: else the first run does it one module after the other, and every
+# run does where PYTHONDONTWRITEBYTECODE is set (an empty Prefect flow then takes 25 s instead of 17 s).
+VIRTUAL_ENV="$PWD/.venv" uv pip install --quiet --compile-bytecode --require-hashes "$@"
 VIRTUAL_ENV="$PWD/.venv" uv pip install --quiet --no-deps --no-build-isolation --editable .
 
 touch "$stamp"
