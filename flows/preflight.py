@@ -8,24 +8,44 @@ from threading import Thread
 
 from prefect.settings import PREFECT_API_URL
 
-from infra.compute import Accelerator, compute_target
+from infra.compute import (
+    Accelerator,
+    ClusterOptions,
+    Compute,
+    ComputeName,
+    check_options,
+    compute_target,
+    this_machine,
+)
 from infra.errors import PipelineError, SettingsError
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import Settings, load_settings, without_secrets
 from tasks.dataset_catalog import DatasetDescription, describe_dataset
 from tasks.download_artifacts import check_output_dir
 from tasks.progress import Logger
-from tasks.train_model import PROGRAM, find_finished, training_key
+from tasks.train_model import PROGRAM, find_finished, training_key, workload
 from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
 
 
 def preflight(
-    settings: Settings, tracker: ExperimentTracker, dataset: str, hyperparameters: Hyperparameters, output_dir: Path
+    settings: Settings,
+    tracker: ExperimentTracker,
+    target: Compute,
+    dataset: str,
+    hyperparameters: Hyperparameters,
+    output_dir: Path,
 ) -> None:
-    """Raise `SettingsError` or `TrackerError` if the run cannot succeed, as far as that can be told now."""
+    """Raise `SettingsError`, `TrackerError` or `ComputeUnavailable` if the run cannot succeed, as far as one knows."""
     fit_to_dataset(hyperparameters, describe_dataset(dataset, settings.dataset_catalog))
     check_output_dir(output_dir)
     tracker.check_reachable()
+    target.check()
+
+
+def expected_key(settings: Settings, dataset: str, hyperparameters: Hyperparameters) -> str:
+    """The training key, if the data set turns out to be what the catalog says: it is downloaded later."""
+    description = describe_dataset(dataset, settings.dataset_catalog)
+    return training_key(description.sha256, fit_to_dataset(hyperparameters, description))
 
 
 def announce(settings: Settings, dataset: str, logger: Logger) -> None:
@@ -64,8 +84,9 @@ def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription
 
 def start_early(
     hyperparameters: Hyperparameters,
-    compute: str,
+    compute: ComputeName,
     accelerator: Accelerator,
+    cluster: ClusterOptions,
     dataset: str,
     experiment: str,
     output_dir: Path,
@@ -73,15 +94,18 @@ def start_early(
     **_: object,
 ) -> None:
     """Refuse what cannot work, and give the flow its head start, before Prefect's temporary server starts."""
+    check_options(compute, cluster, given=True)
     settings = load_settings()
-    preflight(settings, ExperimentTracker(settings), dataset, hyperparameters, output_dir)
+    key = expected_key(settings, dataset, hyperparameters)
+    target = compute_target(compute, settings, accelerator, cluster, workload(settings, experiment, key))
+    preflight(settings, ExperimentTracker(settings), target, dataset, hyperparameters, output_dir)
     head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
 
 
 @cache
 def head_start(
     settings: Settings,
-    compute: str,
+    compute: ComputeName,
     accelerator: Accelerator,
     dataset: str,
     hyperparameters: Hyperparameters,
@@ -95,8 +119,9 @@ def head_start(
     themselves, and find it done or do it.
     """
     tracker = ExperimentTracker(settings)
-    target = compute_target(compute, settings, accelerator)
-    if retrain or tracker.is_new:
+    # On a cluster the job itself lets the program stand by, once it has a node.
+    target = this_machine(settings, accelerator) if compute == "local" else None
+    if target and (retrain or tracker.is_new):
         target.stand_by(PROGRAM, "train")
     if PREFECT_API_URL.value() is None:
         # Prefect does this import (2 s) before it starts its server. Beside MLflow's, in one interpreter, both would
@@ -105,9 +130,8 @@ def head_start(
 
     def look() -> None:
         try:
-            description = describe_dataset(dataset, settings.dataset_catalog)
-            key = training_key(description.sha256, fit_to_dataset(hyperparameters, description))
-            if find_finished(tracker, experiment, key) is None:
+            key = expected_key(settings, dataset, hyperparameters)
+            if find_finished(tracker, experiment, key) is None and target:
                 target.stand_by(PROGRAM, "train")
         except (PipelineError, OSError) as error:
             # The step that needs it meets the same failure, and tells it.

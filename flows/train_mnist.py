@@ -6,15 +6,16 @@ python -m flows.train_mnist --help     what can be told
 
 import infra.quiet_libraries  # noqa: F401  isort: skip
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from prefect import flow, get_run_logger
 from pydantic import Field
 
-from flows.preflight import announce, fit_to_dataset, head_start, preflight
+from flows.preflight import announce, expected_key, fit_to_dataset, head_start, preflight
 from flows.reporting import StepSeconds, TrainingReport, publish_report
-from infra.compute import Accelerator, compute_target
+from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import load_settings
 from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
@@ -24,7 +25,7 @@ from tasks.download_dataset import IfUnreachable, closing_reminder, download_dat
 from tasks.gate import RECALL_FLOOR, Gate, GateRules
 from tasks.provision_compute import provision_compute
 from tasks.register_model import register_model
-from tasks.train_model import train_model
+from tasks.train_model import train_model, why_nothing_to_train, workload
 from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
 from tasks.upload_dataset import upload_dataset
 
@@ -46,10 +47,13 @@ def train_mnist(
     if_unreachable: IfUnreachable = Field(
         "sample", description="When no mirror can be reached: fail, or go on with the data set's sample, saying so."
     ),
-    compute: Literal["local"] = Field("local", description="Where to train: local is this machine."),
+    compute: ComputeName = Field(
+        "local", description="Where to train: local is this machine, ray the cluster that RAY_JOBS_URL names."
+    ),
     accelerator: Accelerator = Field(
         "auto", description="What to train on: auto takes a GPU if there is one, gpu refuses to go on without."
     ),
+    cluster: ClusterOptions = DEFAULT_OPTIONS,
     model_name: Name = Field(
         "keras-dnn-mnist", description="Registered model to make a version of; letters, digits, dots, _ and -."
     ),
@@ -70,15 +74,17 @@ def train_mnist(
 ) -> TrainingReport:
     settings = load_settings()
     tracker = ExperimentTracker(settings)
-    target = compute_target(compute, settings, accelerator)
-    machine = compute_target("local", settings, accelerator)
+    key = expected_key(settings, dataset, hyperparameters)
+    target = compute_target(compute, settings, accelerator, cluster, workload(settings, experiment, key))
+    machine = this_machine(settings, accelerator)
     announce(settings, dataset, get_run_logger())
-    preflight(settings, tracker, dataset, hyperparameters, output_dir)
+    preflight(settings, tracker, target, dataset, hyperparameters, output_dir)
     head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
     seconds = StepSeconds()
     with stop_when_cancelled(settings, get_run_logger()):
         try:
-            provisioned = provision_compute.submit(target)
+            reason = partial(why_nothing_to_train, tracker, experiment, key, retrain)
+            provisioned = provision_compute.submit(target, reason)
             with seconds.step("download"):
                 files = download_dataset(dataset, settings, if_unreachable)
                 description = describe_dataset(files.name, settings.dataset_catalog)

@@ -30,6 +30,10 @@ class Settings:
     """Addresses to download from, in order; empty: those that the catalog names for the data set."""
     dataset_catalog: Path
     """The TOML file that names the data sets."""
+    object_store_endpoint: str | None
+    """Where an S3 store is, if that is not AWS itself."""
+    ray_jobs_url: str | None
+    """The address of a Ray cluster's dashboard."""
 
     @property
     def datasets_folder(self) -> Path:
@@ -76,6 +80,12 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     catalog = Path(env.get("DATASET_CATALOG") or PROJECT_ROOT / "tasks" / "datasets.toml").expanduser().absolute()
     if not catalog.is_file():
         raise SettingsError(f"DATASET_CATALOG is {catalog}, and there is no such file.")
+    jobs_url = env.get("RAY_JOBS_URL") or None
+    if jobs_url and not is_http(jobs_url):
+        raise SettingsError(
+            f"RAY_JOBS_URL is {without_secrets(jobs_url)!r}, which is not the address of a Ray dashboard (http://,\n"
+            "https://), usually port 8265. Correct it, or unset it."
+        )
     return Settings(
         home=home,
         object_store_uri=store.rstrip("/"),
@@ -83,6 +93,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         prefect_api_url=env.get("PREFECT_API_URL") or None,
         dataset_mirrors=tuple(env.get("MNIST_MIRRORS", "").replace(",", " ").split()),
         dataset_catalog=catalog,
+        object_store_endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None,
+        ray_jobs_url=jobs_url,
     )
 
 

@@ -6,8 +6,9 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -15,7 +16,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from infra.compute import Accelerator, Compute, Job, program_files, program_sha256
+from infra.compute import Accelerator, Compute, Job, Workload, program_files, program_sha256
 from infra.compute.local_process import STANDING_BY
 from infra.errors import PipelineError, TrackerError
 from infra.experiment_tracker import ExperimentTracker, Run
@@ -34,6 +35,12 @@ PROGRAM = Path(__file__).parent / "training_program"
 COMPUTING_LIBRARIES = ("keras", "tensorflow", "numpy")
 """Those whose version can change the resulting weights."""
 
+REQUIREMENTS = (*COMPUTING_LIBRARIES, "mlflow", "pydantic", "fsspec", "s3fs", "matplotlib")
+"""What the program imports and a node must have, in the very versions of this machine."""
+
+GPU_SECONDS = "gpu_seconds."
+"""Tag of a run, with the name of a job behind it: the seconds of GPU that the job held."""
+
 RUNS_FOLDER = "runs"
 """Folder of the object store with what unfinished runs keep there."""
 
@@ -43,6 +50,7 @@ COMPLETE = "model_sha256"
 PHASES = ("preparing", "scaling", "running", "post_processing")
 """Of a job; the run's metrics `phase_..._seconds` say how long each took."""
 
+_MEASURED = re.compile(r"(scaling|preparing) took ([\d.]+) s")
 _EPOCH_LINE = re.compile(r"epoch (\d+)/(\d+)\b")
 
 
@@ -59,6 +67,24 @@ def training_key(dataset_sha256: str, hyperparameters: Hyperparameters) -> str:
         "libraries": {name: version(name) for name in COMPUTING_LIBRARIES},
     }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def workload(settings: Settings, experiment: str, key: str) -> Workload:
+    """What a compute is asked to be ready for."""
+    services = (key, experiment, settings.object_store_uri, settings.mlflow_tracking_uri)
+    identity = hashlib.sha256("\0".join(services).encode()).hexdigest()[:16]
+    requirements = tuple(f"{name}=={version(name)}" for name in REQUIREMENTS)
+    return Workload(PROGRAM, "train", requirements, f"training-{identity}")
+
+
+def why_nothing_to_train(tracker: ExperimentTracker, experiment: str, key: str, retrain: bool) -> str | None:
+    """Why a training with this key needs no compute; None if it does."""
+    if retrain:
+        return None
+    for run in tracker.find_runs(experiment, {"training_key": key}):
+        if COMPLETE in run.tags:
+            return f"run {run.run_id} has this training key, and all of its training is done"
+    return None
 
 
 def find_finished(tracker: ExperimentTracker, experiment: str, key: str) -> Run | None:
@@ -107,9 +133,13 @@ def train_model(
             log_file = settings.home / "runs" / run_id / "training.log"
             phases = {}
             if unfinished:
-                job = Job(PROGRAM, _arguments(dataset, hyperparameters, accelerator, run_id, settings))
+                arguments = _arguments(dataset, hyperparameters, accelerator, run_id, settings, target.cache)
+                job = Job(PROGRAM, arguments, _gpu_seconds(tracker, run_id))
                 _record_source(tracker, run_id)
-                phases = _run_program(target, machine, job, log_file, logger, hyperparameters.epochs)
+                try:
+                    phases = _run_program(target, machine, job, log_file, logger, hyperparameters.epochs)
+                finally:
+                    _record_cost(target, tracker, run_id, logger)
             _post_process(tracker, run_id, log_file, phases)
     return TrainingRun(run_id, reused=False)
 
@@ -172,7 +202,12 @@ def _open_run(
 
 
 def _arguments(
-    dataset: Dataset, hyperparameters: Hyperparameters, accelerator: Accelerator, run_id: str, settings: Settings
+    dataset: Dataset,
+    hyperparameters: Hyperparameters,
+    accelerator: Accelerator,
+    run_id: str,
+    settings: Settings,
+    cache: str | None,
 ) -> tuple[str, ...]:
     flags = {
         "data-folder": dataset.uri,
@@ -181,9 +216,29 @@ def _arguments(
         "outputs": "outputs",
         "checkpoint-uri": checkpoints_uri(settings, run_id),
         "accelerator": accelerator,
+        **({"data-cache": cache} if cache else {}),
         **{name.replace("_", "-"): value for name, value in hyperparameters.model_dump().items()},
     }
     return ("train", *(f"--{flag}={value}" for flag, value in flags.items()))
+
+
+def _gpu_seconds(tracker: ExperimentTracker, run_id: str) -> dict[str, float]:
+    tags = tracker.get_run(run_id).tags
+    return {name.removeprefix(GPU_SECONDS): float(tags[name]) for name in tags if name.startswith(GPU_SECONDS)}
+
+
+def _record_cost(target: Compute, tracker: ExperimentTracker, run_id: str, logger: Logger) -> None:
+    """Add what the target's jobs have held to the run: a tag each, for a job may be counted again, and the sums."""
+    held = {name: round(seconds, 1) for name, seconds in target.gpu_seconds().items()}
+    if not held:
+        return
+    try:
+        tracker.set_tags(run_id, {f"{GPU_SECONDS}{name}": str(seconds) for name, seconds in held.items()})
+        total = sum(_gpu_seconds(tracker, run_id).values())
+        cost = {"cost": total / 3600 * target.price_per_hour} if target.price_per_hour else {}
+        tracker.log_metrics(run_id, {"gpu_seconds": total, **cost})
+    except TrackerError as error:
+        logger.warning("What run %s cost could not be recorded: %s", run_id, error)
 
 
 def checkpoints_uri(settings: Settings, run_id: str) -> str:
@@ -237,8 +292,9 @@ def _run_program(
     with suppress(*UNREACHABLE):
         progress = create_progress_artifact(0.0, description=f"Training, {epochs} epochs")
     phases = _Phases()
-    with log_file.open("a", buffering=1) as log:
-        for line in target.run(job):
+    known = log_file.read_text().splitlines() if log_file.exists() else []
+    with log_file.open("a", buffering=1) as log, closing(target.run(job)) as lines:  # type: ignore[type-var]
+        for line in _behind(known, lines):
             log.write(line + "\n")
             logger.info(line)
             phases.saw(line)
@@ -251,18 +307,31 @@ def _run_program(
     return phases.ended()
 
 
+def _behind(known: list[str], lines: Iterator[str]) -> Iterator[str]:
+    """Those of `lines` that are not in `known` already: of a job that an earlier flow watched to some point."""
+    first = next(lines, None)
+    if first is None:
+        return
+    before = known[known.index(first) :] if first.startswith("job ") and first in known else []
+    for number, line in enumerate(chain([first], lines)):
+        if line != (before[number] if number < len(before) else None):
+            yield line
+
+
 class _Phases:
     """Tells from the program's lines which phase it is in, and counts the seconds of each."""
 
     _STARTS = (("running", STANDING_BY), ("post_processing", "post-processing"))
 
     def __init__(self) -> None:
-        # This machine has no node to wait for: scaling takes no time.
+        # This machine has no node to wait for: scaling takes no time. A cluster says what it took.
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._phase = "preparing"
         self._since = time.monotonic()
 
     def saw(self, line: str) -> None:
+        if measured := _MEASURED.fullmatch(line):
+            self._seconds[measured[1]] += float(measured[2])
         for phase, start in self._STARTS:
             if line.startswith(start):
                 self.ended()

@@ -5,13 +5,13 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from infra.compute import Compute, ComputeDescription, Job, compute_target
+from infra.compute import Compute, ComputeDescription, Job, this_machine
 from infra.experiment_tracker import ExperimentTracker, Version
 from infra.settings import Settings, load_settings
 from tasks.champion import CHAMPION, PREVIOUS_CHAMPION, Move, history
@@ -46,7 +46,7 @@ class Registry:
 
     @property
     def machine(self) -> Compute:
-        return compute_target("local", self.settings, "cpu")
+        return this_machine(self.settings, "cpu")
 
     def other_machine(self) -> "Registry":
         """The same registry, seen from a machine with locks of its own."""
@@ -176,8 +176,17 @@ class Interrupting:
         self._happens = happens
         self.jobs: list[Job] = []
 
-    def provision(self) -> ComputeDescription:
-        return self._machine.provision()
+    cache: str | None = None
+    price_per_hour = 0.0
+
+    def check(self) -> None:
+        self._machine.check()
+
+    def gpu_seconds(self) -> Mapping[str, float]:
+        return self._machine.gpu_seconds()
+
+    def provision(self, tell: Callable[[str], None] = lambda line: None) -> ComputeDescription:
+        return self._machine.provision(tell)
 
     def run(self, job: Job) -> Iterator[str]:
         if not self.jobs:

@@ -15,6 +15,8 @@ from flows.train_mnist import train_mnist
 from tasks.training_program.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).parent.parent
+GROUPS = {"hyperparameters": "Hyperparameters", "cluster": "ClusterOptions"}
+"""Parameters of the flow that are models: each of their fields is a flag of its own."""
 
 
 @pytest.fixture
@@ -47,16 +49,17 @@ def test_flags_reach_their_parameter(options: Any) -> None:
 
 def test_form_and_flags_have_the_same_parameters(options: Any) -> None:
     schema = train_mnist.parameters.model_dump()
-    in_form = set(schema["properties"]) - {"hyperparameters"}
-    in_form |= set(schema["definitions"]["Hyperparameters"]["properties"])
+    in_form = set(schema["properties"]) - set(GROUPS)
+    in_form |= {name for group in GROUPS.values() for name in schema["definitions"][group]["properties"]}
     flags = {action.dest for action in actions(parser_of(options, ""))} - {"help", "json", "debug"}
     assert flags == in_form
 
 
 def test_every_parameter_is_explained_with_its_default_in_form_and_help(options: Any) -> None:
     schema = train_mnist.parameters.model_dump()
-    group = schema["definitions"]["Hyperparameters"]
-    for name, field in ({**schema["properties"], "hyperparameters": group} | group["properties"]).items():
+    groups = {name: schema["definitions"][group] for name, group in GROUPS.items()}
+    inner = {name: field for group in groups.values() for name, field in group["properties"].items()}
+    for name, field in (schema["properties"] | groups | inner).items():
         assert field.get("description"), f"the form says nothing about {name}"
     for action in actions(parser_of(options, "")):
         assert action.help, f"--help says nothing about {action.dest}"

@@ -1,14 +1,52 @@
 """Where training programs run: one protocol, a module per kind of compute."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.errors import SettingsError
 from infra.settings import Settings
 
 Accelerator = Literal["auto", "cpu", "gpu"]
+
+
+ComputeName = Literal["local", "ray"]
+
+
+class ClusterOptions(BaseModel):
+    """What a cluster is asked for, and how long and how much; nothing of it means anything on this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpus: int = Field(1, ge=0, description="GPUs that the job holds; the program computes on one.")
+    provision_timeout: float = Field(1200, gt=0, description="Seconds to wait for a node that is ready.")
+    lease_timeout: float = Field(
+        600, ge=5, description="Seconds after which a job whose flow has died ends itself, its checkpoint kept."
+    )
+    max_restarts: int = Field(3, ge=0, description="Nodes that may be lost in a training before it fails.")
+    price_per_hour: float | None = Field(None, ge=0, description="What an hour of one GPU costs, in your currency.")
+    max_cost: float | None = Field(
+        None, gt=0, description="Stop, the checkpoint kept, when the training has cost this; needs a price per hour."
+    )
+
+
+DEFAULT_OPTIONS = ClusterOptions()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a compute will be asked to run, as far as that is known before the job is."""
+
+    program: Path
+    command: str
+    requirements: tuple[str, ...]
+    """`name==version` of what the program imports."""
+    identity: str
+    """The same for the same training of the same services: how a job is found again. Letters, digits, dashes."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +57,8 @@ class Job:
     """A folder with a `__main__.py`; it is shipped whole and run as `python -m NAME_OF_THE_FOLDER`."""
     arguments: tuple[str, ...]
     """The first is the program's command."""
+    gpu_seconds_before: Mapping[str, float] = field(default_factory=dict)
+    """What jobs of the same training have held before, by job."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +83,21 @@ class ComputeDescription:
 class Compute(Protocol):
     """A place to run jobs. Methods are called in this order; `release` always, and safely twice."""
 
-    def provision(self) -> ComputeDescription:
-        """Block until a job can run; raise `ComputeUnavailable` if none ever will."""
+    cache: str | None
+    """Folder there for what is worth keeping between jobs; None where what is read is here already."""
+
+    @property
+    def price_per_hour(self) -> float:
+        """What an hour of one GPU costs."""
+
+    def check(self) -> None:
+        """Raise `SettingsError` or `ComputeUnavailable` if it can be told at once that no job will run."""
+
+    def provision(self, tell: Callable[[str], None] = ...) -> ComputeDescription:
+        """Block until a job can run, telling what happens; raise `ComputeUnavailable` if none ever will."""
+
+    def gpu_seconds(self) -> Mapping[str, float]:
+        """Seconds of GPU that the jobs have held, by job; empty where nobody counts."""
 
     def run(self, job: Job) -> Iterator[str]:
         """Run `job` and yield its output line by line; raise `TrainingFailed` unless it exits with 0.
@@ -59,13 +112,42 @@ class Compute(Protocol):
         """Give back whatever the other methods took."""
 
 
-def compute_target(name: str, settings: Settings, accelerator: Accelerator) -> Compute:
-    """The compute that goes by `name` (today `local`: this machine)."""
+def compute_target(
+    name: ComputeName, settings: Settings, accelerator: Accelerator, options: ClusterOptions, workload: Workload
+) -> Compute:
+    """The compute that goes by `name`. Raises `SettingsError` if what it needs is not there."""
+    check_options(name, options)
+    if name == "local":
+        return this_machine(settings, accelerator)
+    from infra.compute.ray_cluster import RayCluster
+
+    if not settings.ray_jobs_url:
+        raise SettingsError(
+            "--compute ray needs a cluster, and none is named.\n"
+            "Set RAY_JOBS_URL to the address of its dashboard, such as http://127.0.0.1:8265."
+        )
+    return RayCluster(settings.ray_jobs_url, settings, accelerator, options, workload)
+
+
+def this_machine(settings: Settings, accelerator: Accelerator) -> Compute:
+    """The compute that is always there."""
     from infra.compute.local_process import LocalProcess
 
-    return {"local": LocalProcess}[name](
-        settings.scratch_folder, accelerator, {"MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri}
-    )
+    return LocalProcess(settings.scratch_folder, accelerator, {"MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri})
+
+
+def check_options(name: ComputeName, options: ClusterOptions, given: bool = False) -> None:
+    """Raise `SettingsError` for options that mean nothing there; `given`: they were named one by one, as flags are."""
+    told = [
+        field
+        for field in ClusterOptions.model_fields
+        if getattr(options, field) != getattr(DEFAULT_OPTIONS, field) or (given and field in options.model_fields_set)
+    ]
+    if name == "local" and told:
+        flags = ", ".join(f"--{field.replace('_', '-')}" for field in told)
+        raise SettingsError(f"{flags}: only a cluster knows what to do with that.\nAdd --compute ray, or leave it out.")
+    if options.max_cost is not None and options.price_per_hour is None:
+        raise SettingsError("--max-cost needs to know what an hour costs.\nAdd --price-per-hour.")
 
 
 def program_files(program: Path) -> list[Path]:

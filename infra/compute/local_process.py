@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import IO
@@ -44,7 +44,17 @@ class LocalProcess:
         hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if accelerator == "cpu" else {}
         self._environment = child_environment(**environment, **hidden)
 
-    def provision(self) -> ComputeDescription:
+    cache: str | None = None
+    price_per_hour = 0.0
+
+    def gpu_seconds(self) -> Mapping[str, float]:
+        """Nothing: nobody rents this machine by the hour."""
+        return {}
+
+    def check(self) -> None:
+        """Nothing: `provision` looks, and takes no time."""
+
+    def provision(self, tell: Callable[[str], None] = lambda line: None) -> ComputeDescription:
         """Look at what this machine has. Raises `ComputeUnavailable` without the GPU or the disk that is needed."""
         gpus = [] if self._accelerator == "cpu" else visible_gpus()
         if self._accelerator == "gpu" and not gpus:

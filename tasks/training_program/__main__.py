@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     train = commands.add_parser("train", help="train, evaluate and save the network")
     train.add_argument("--data-folder", required=True, help="folder or fsspec address of the four files")
+    train.add_argument("--data-cache", type=Path, help="folder that keeps the files, by their SHA-256, for other jobs")
     train.add_argument("--dataset-name", default="mnist", help="what MLflow calls the data set")
     train.add_argument("--run-id", help="MLflow run to write to; without it nothing is logged")
     train.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder for the model, plots and tables")
@@ -148,7 +149,7 @@ def _train(options: argparse.Namespace) -> None:
     print("  ".join(f"{name} {version}" for name, version in versions.items()) + f"  numpy {np.__version__}")
     print(f"device {device}")
 
-    dataset = load_dataset(options.data_folder, hyperparameters.validation_images)
+    dataset = load_dataset(options.data_folder, hyperparameters.validation_images, options.data_cache)
     print(f"data set {options.dataset_name} in {options.data_folder}  SHA-256 {dataset.sha256}")
     for purpose in ("train", "validation", "test"):
         images, labels = getattr(dataset, f"{purpose}_images"), getattr(dataset, f"{purpose}_labels")

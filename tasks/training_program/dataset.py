@@ -1,8 +1,10 @@
 """The data set that the program trains on: read from its address, checked, and split."""
 
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -44,13 +46,14 @@ class ImageDataset:
     """The same over the two test files alone: accuracies are comparable where it is equal."""
 
 
-def load_dataset(uri: str, validation_images: int) -> ImageDataset:
+def load_dataset(uri: str, validation_images: int, cache: Path | None = None) -> ImageDataset:
     """Read the four files under `uri` and hold out the last `validation_images` of the training set.
 
     `uri` is a folder or an fsspec address. Every byte is compared with the manifest there, if there is one.
+    Files that the manifest names are kept in the folder `cache`, if that is given, and not fetched again.
     Raises `BadDataset` if a file is missing or is not what it must be, `UsageError` if nothing is left to train on.
     """
-    arrays, entries = read_files(uri)
+    arrays, entries = read_files(uri, cache)
     images, labels = arrays[TRAIN_IMAGES], arrays[TRAIN_LABELS]
     split = len(images) - validation_images
     if split <= 0:
@@ -75,26 +78,48 @@ def test_set_sha256(entries: Iterable[FileEntry]) -> str:
     return dataset_sha256(entry for entry in entries if entry.name in (TEST_IMAGES, TEST_LABELS))
 
 
-def read_files(uri: str) -> tuple[dict[str, np.ndarray], list[FileEntry]]:
+def read_files(uri: str, cache: Path | None = None) -> tuple[dict[str, np.ndarray], list[FileEntry]]:
     """The arrays of the four files under `uri` by file name, and an entry for each file as it was read."""
     try:
         filesystem, folder = fsspec.core.url_to_fs(uri)
         announced = _manifest(filesystem, folder)
         arrays, entries = {}, []
         for name in FILE_NAMES:
-            try:
-                content = filesystem.cat_file(f"{folder}/{name}")
-            except FileNotFoundError as error:
-                raise BadDataset(f"there is no {name} under {uri}") from error
+            kept = cache and announced and name in announced and cache.expanduser() / announced[name].sha256
+            content = _kept(kept, announced[name]) if kept and announced else None
+            fetched = content is None
+            if content is None:
+                try:
+                    content = filesystem.cat_file(f"{folder}/{name}")
+                except FileNotFoundError as error:
+                    raise BadDataset(f"there is no {name} under {uri}") from error
             entry = bytes_entry(name, content)
             if announced is not None and announced.get(name) != entry:
                 raise BadDataset(_difference(announced.get(name), entry))
+            if kept and fetched:
+                _keep(kept, content)
             arrays[name] = read_idx(io.BytesIO(content), name)
             entries.append(entry)
     except (OSError, ImportError, ValueError) as error:
         raise ProgramError(f"Cannot read the data set at {uri}:\n{type(error).__name__}: {error}") from error
     check_arrays(arrays[TRAIN_IMAGES], arrays[TRAIN_LABELS], arrays[TEST_IMAGES], arrays[TEST_LABELS])
     return arrays, entries
+
+
+def _kept(path: Path, expected: FileEntry) -> bytes | None:
+    """The bytes of a file that an earlier job kept; None unless they are what they must be."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return content if bytes_entry(expected.name, content) == expected else None
+
+
+def _keep(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
 
 
 def _manifest(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str, FileEntry] | None:
