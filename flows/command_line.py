@@ -82,9 +82,9 @@ def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show:
             raise
         sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
         return WRONG_USAGE if isinstance(error, SettingsError) else FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stopped:
         sys.stderr.write("\nStopped. Run the same command again: it continues where this one ended.\n")
-        return 128 + signal.SIGINT
+        return 128 + (signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)
     except Exception as error:
         if given.debug:
             raise

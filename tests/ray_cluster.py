@@ -26,6 +26,8 @@ from tests.s3_server import free_port
 RAY = Path(sys.executable).with_name("ray")
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 IDLE_SECONDS = 6.0
+KIND = "T4"
+"""The kind of GPU that one type of node claims; the other type says nothing of it."""
 
 
 class RayCluster:
@@ -186,6 +188,12 @@ def _autoscaling(port: int, max_nodes: int) -> dict[str, Any]:
                 "node_config": {},
                 "min_workers": 0,
                 "max_workers": max_nodes,
+            },
+            "gpu-of-a-kind": {
+                "resources": {"CPU": 1, "GPU": 1, f"accelerator_type:{KIND}": 1, "object_store_memory": 80_000_000},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": 1,
             },
         },
         "head_node_type": "ray.head.default",

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import mlflow
@@ -165,6 +166,17 @@ def test_a_node_that_is_lost_is_replaced_and_two_jobs_share_the_cluster(services
     assert any(line.startswith("node lost: ") and "restart 1 of 1" in line for line in lines)
 
 
+def test_the_kind_of_gpu_that_was_asked_for_comes(services: Services) -> None:
+    compute = services.compute("kind", "", gpu_type=ray_cluster.KIND)
+    try:
+        compute.provision()
+        kinds = [f"accelerator_type:{ray_cluster.KIND}" in node["resources_total"] for node in services.cluster.nodes()]
+        assert True in kinds
+        list(compute.run(services.job("kind")))
+    finally:
+        compute.release()
+
+
 def test_a_program_that_fails_is_told_with_its_status_and_not_repeated(services: Services) -> None:
     compute = services.compute("fails", "sys.exit(3)")
     try:
@@ -195,9 +207,14 @@ def test_an_abandoned_job_is_stopped_and_one_of_a_flow_that_died_is_found_again(
     services.cluster.wait_for_no_job()
 
 
-def test_what_no_node_has_is_refused_and_no_demand_stays(services: Services) -> None:
-    compute = services.compute("eight", "", gpus=8)
-    with pytest.raises(ComputeUnavailable, match=r"(?s)can never give.*--gpus 8.*It offers"):
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [({"gpus": 8}, "1 CPU, 8 GPU"), ({"gpu_type": "H100"}, "1 CPU, 1 GPU, of the type H100")],
+    ids=["count", "kind"],
+)
+def test_what_no_node_has_is_refused_and_no_demand_stays(services: Services, asked: dict[str, Any], told: str) -> None:
+    compute = services.compute("none-has-it", "", **asked)
+    with pytest.raises(ComputeUnavailable, match=rf"(?s)can never give.*\({told}\).*It offers"):
         compute.provision()
     compute.release()
     wait_until(lambda: services.cluster.demand() == [], 60, "the end of the demand")
@@ -343,6 +360,7 @@ def test_an_address_that_nodes_cannot_reach_is_refused(changes: dict[str, str], 
     ("flags", "environment", "told"),
     [
         (["--gpus=1"], {}, "--gpus: only a cluster"),
+        (["--compute=ray", "--gpus=0", "--gpu-type=T4"], {}, "--gpu-type T4 asks for a GPU, and --gpus is 0"),
         (["--compute=ray", "--max-cost=3"], {}, "Add --price-per-hour"),
         (["--compute=ray"], {"RAY_JOBS_URL": "http://127.0.0.1:9"}, "OBJECT_STORE_URI is file:"),
     ],

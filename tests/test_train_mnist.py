@@ -213,6 +213,7 @@ def test_a_signal_ends_everything_and_is_told(
     assert flow_run["state_type"] in ("CRASHED", "CANCELLED")
     assert list((fresh_pipeline.folder / "home" / "scratch").iterdir()) == []
     assert "Traceback" not in fresh_pipeline.log
+    assert "Run the same command again" in fresh_pipeline.log
 
 
 def test_a_training_that_dies_fails_the_run_and_the_next_one_continues_it(fresh_pipeline: Pipeline) -> None:

@@ -23,6 +23,11 @@ class ClusterOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gpus: int = Field(1, ge=0, description="GPUs that the job holds; the program computes on one.")
+    gpu_type: str | None = Field(
+        None,
+        pattern=r"^[\w-]{1,50}$",
+        description="Kind of GPU, where the cluster has several, as Ray names it: T4, L4, A10G, A100, H100 ...",
+    )
     provision_timeout: float = Field(1200, gt=0, description="Seconds to wait for a node that is ready.")
     lease_timeout: float = Field(
         600, ge=5, description="Seconds after which a job whose flow has died ends itself, its checkpoint kept."
@@ -146,6 +151,8 @@ def check_options(name: ComputeName, options: ClusterOptions, given: bool = Fals
     if name == "local" and told:
         flags = ", ".join(f"--{field.replace('_', '-')}" for field in told)
         raise SettingsError(f"{flags}: only a cluster knows what to do with that.\nAdd --compute ray, or leave it out.")
+    if options.gpu_type and not options.gpus:
+        raise SettingsError(f"--gpu-type {options.gpu_type} asks for a GPU, and --gpus is 0.\nAsk for one: --gpus 1.")
     if options.max_cost is not None and options.price_per_hour is None:
         raise SettingsError("--max-cost needs to know what an hour costs.\nAdd --price-per-hour.")
 

@@ -45,6 +45,9 @@ SECONDS_WITHOUT_ANSWER = 60.0
 SECONDS_TO_STOP = 30.0
 """Within which Ray reports a job as stopped; it sends SIGKILL 3 s after SIGTERM."""
 
+_GPU_TYPE = "accelerator_type:"
+"""Before the name of a kind of GPU, of which each node that has one has 1 in Ray's books."""
+
 LOGGER = logging.getLogger(__name__)
 
 
@@ -161,8 +164,7 @@ class RayCluster:
         self._lease = _Lease(self._store, self._job, self._holder, self._options.lease_timeout)
         self._owned = True
         self._submit(self._job)
-        asked = f"{self._options.gpus} GPU{'s' * (self._options.gpus != 1)}"
-        tell(f"Submitted job {self._job} to {self._shown}: {asked}")
+        tell(f"Submitted job {self._job} to {self._shown}: {_resources(self._asked)}")
 
     def _submit(self, job: str) -> None:
         request = {
@@ -191,8 +193,11 @@ class RayCluster:
                         "env_vars": {"MLFLOW_TRACKING_URI": self._settings.mlflow_tracking_uri},
                     },
                     metadata={"holder": self._holder},
-                    entrypoint_num_gpus=self._options.gpus,
-                    entrypoint_num_cpus=1,
+                    entrypoint_num_cpus=self._asked["CPU"],
+                    entrypoint_num_gpus=self._asked["GPU"],
+                    entrypoint_resources={
+                        name: count for name, count in self._asked.items() if name.startswith(_GPU_TYPE)
+                    },
                 )
             except (OSError, RuntimeError) as error:
                 if "already exists" not in str(error):
@@ -233,7 +238,7 @@ class RayCluster:
             if not log.started_at and (reason := self._unsatisfiable()):
                 raise ComputeUnavailable(
                     f"The Ray cluster at {self._shown} can never give what was asked for "
-                    f"(--gpus {self._options.gpus}):\n{reason}\n"
+                    f"({_resources(self._asked)}):\n{reason}\n"
                     f"It offers: {self._offers()}.\nAsk for what one of its nodes has, or add a type of node to it."
                 )
             if time.monotonic() > deadline:
@@ -279,12 +284,12 @@ class RayCluster:
 
     def _unsatisfiable(self) -> str | None:
         """The autoscaler's word that no type of node has what the job asks for."""
-        wanted = f"'GPU': {float(self._options.gpus)}"
+        wanted = {f"'{name}': {float(count)}" for name, count in self._asked.items() if count}
         # Not /api/v0/cluster_events, which answers with an error once a node has died.
         events = self._data("/events").get("events") or {}
         for event in chain.from_iterable(events.values()):
             message = str(event.get("message", ""))
-            if "No available node types can fulfill" in message and wanted in message:
+            if "No available node types can fulfill" in message and all(one in message for one in wanted):
                 return message.removeprefix("Error: ")
         return None
 
@@ -459,6 +464,12 @@ class RayCluster:
     @property
     def _shown(self) -> str:
         return without_secrets(self._url)
+
+    @property
+    def _asked(self) -> dict[str, float]:
+        """The resources that the job asks for, as Ray counts them."""
+        kind = self._options.gpu_type
+        return {"CPU": 1, "GPU": self._options.gpus, **({f"{_GPU_TYPE}{kind}": 0.001} if kind else {})}
 
     @property
     def _wants_gpu(self) -> bool:
@@ -744,7 +755,9 @@ def _get(client: Any, path: str, missing: Any = None) -> Any:
 def _resources(shape: Mapping[str, float]) -> str:
     """Resources as people read them, without those that every node has by itself."""
     plain = {name: value for name, value in shape.items() if not name.startswith(("node:", "object_store", "memory"))}
-    return ", ".join(f"{value:g} {name}" for name, value in sorted(plain.items())) or "nothing"
+    kinds = [name.removeprefix(_GPU_TYPE) for name in sorted(plain) if name.startswith(_GPU_TYPE)]
+    counted = [f"{value:g} {name}" for name, value in sorted(plain.items()) if value and not name.startswith(_GPU_TYPE)]
+    return ", ".join(counted + [f"of the type {kind}" for kind in kinds]) or "nothing"
 
 
 def _node_died(info: Mapping[str, Any]) -> bool:

@@ -605,15 +605,15 @@ def orphan_stopped(bench: Bench, seconds: float) -> Case:
 
 
 def memory_limit(bench: Bench, seconds: float) -> Case:
-    """The program may not have more memory than it has."""
+    """The program may not have more memory than it has, which is too little for the compilation that comes next."""
     pipeline = bench.fresh()
     attempt = Attempt(pipeline)
-    attempt.wait_for(r"- epoch 3/")
+    attempt.wait_for(r"- data set ")
     (program,) = programs_of(pipeline, "train")
     limit = program.memory_info().vms
     resource.prlimit(program.pid, resource.RLIMIT_AS, (limit, limit))
     status, _ = attempt.wait()
-    case = Case("memory limit on the program", "epoch 3", attempt.said())
+    case = Case("memory limit on the program", "before epoch 1", attempt.said())
     _expect(case, status == 1, f"exit status {status}, expected 1")
     _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
     return _compared(bench, pipeline, case)
