@@ -1,7 +1,7 @@
 """What a run says at its end: an object for programs, a markdown artifact for the Prefect UI, lines for a terminal."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from infra.experiment_tracker import ExperimentTracker, Run
 from tasks.handoffs import Dataset, ModelVersion, TrainingRun
 from tasks.register_model import DECISION
+from tasks.train_model import PHASES
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class TrainingReport:
     """Of all epochs together, their validation included."""
     seconds: dict[str, float]
     """Of each step, as the flow waited for it; steps that ran beside another count what they took longer."""
+    phases: dict[str, float]
+    """Seconds of each phase of the training: preparing, scaling, running, post_processing."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -86,6 +89,7 @@ def publish_report(
         reused=run.reused,
         epoch_seconds=round(tracker.metric_sum(run.run_id, "epoch_seconds"), 3),
         seconds=seconds.seconds,
+        phases={name: facts.metrics[f"phase_{name}_seconds"] for name in PHASES},
     )
     links = (
         ("MLflow run", run.run_id, tracker.run_url(facts)),
@@ -98,7 +102,10 @@ def publish_report(
 
 def summary(report: TrainingReport) -> str:
     """The outcome in the few lines that end a run at the terminal."""
-    seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
+    seconds, phases = (
+        ", ".join(f"{name.replace('_', '-')} {value:.1f}" for name, value in each.items())
+        for each in (report.seconds, report.phases)
+    )
     return (
         f"\n{report.model_name} version {report.model_version}: test accuracy {report.test_accuracy:.4f} "
         f"(validation {report.validation_accuracy:.4f}), {report.dataset}\n"
@@ -106,6 +113,7 @@ def summary(report: TrainingReport) -> str:
         f"  {'nothing had changed: run' if report.reused else 'trained in run'} {report.run_id}\n"
         f"  files in {report.model_folder}\n"
         f"  seconds: {seconds}\n"
+        f"  of the training: {phases}\n"
     )
 
 
@@ -117,11 +125,9 @@ def _markdown(report: TrainingReport, run: Run, links: tuple[tuple[str, str, str
     def table(*head: str, rows: Iterator[tuple[str, str]]) -> str:
         return "\n".join([f"| {' | '.join(head)} |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
 
-    phases = {
-        name.removeprefix("phase_").removesuffix("_seconds"): value
-        for name, value in run.metrics.items()
-        if name.startswith("phase_")
-    }
+    def seconds(what: str, values: Mapping[str, float]) -> str:
+        return table(what, "Seconds", rows=((name, f"{value:.1f}") for name, value in values.items()))
+
     outcome = "nothing had changed, so an earlier run was used again" if report.reused else "trained"
     return "\n\n".join(
         [
@@ -147,7 +153,7 @@ def _markdown(report: TrainingReport, run: Run, links: tuple[tuple[str, str, str
             "## Parameters",
             table("Parameter", "Value", rows=iter(sorted(run.params.items()))),
             "## Seconds",
-            table("Step", "Seconds", rows=((name, f"{value:.1f}") for name, value in report.seconds.items())),
-            table("Phase of the training", "Seconds", rows=((name, f"{value:.1f}") for name, value in phases.items())),
+            seconds("Step", report.seconds),
+            seconds("Phase of the training", report.phases),
         ]
     )

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +19,9 @@ import httpx
 import psutil
 
 from infra.compute.ray_cluster import ACTIVE
+from tests.mlflow_server import MlflowServer
 from tests.pipeline import wait_until
-from tests.s3_server import free_port
+from tests.s3_server import free_port, s3_server
 
 RAY = Path(sys.executable).with_name("ray")
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
@@ -33,9 +33,12 @@ KIND = "T4"
 class RayCluster:
     """A head and as many GPU nodes as jobs ask for, `max_nodes` at most; ended for good by `stop`."""
 
-    def __init__(self, max_nodes: int = 2, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, max_nodes: int = 2, environment: Mapping[str, str] | None = None, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
         """`environment` is what the nodes find in theirs, such as the credentials of the store."""
         self._max_nodes = max_nodes
+        self._idle_seconds = idle_seconds
         self._environment = dict(environment or {})
         # Ray's sockets lie under it, whose names may have 107 characters in all: pytest's own folders are too deep.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))
@@ -45,7 +48,7 @@ class RayCluster:
     def start(self) -> None:
         """Start the head, without any node; returns when the Jobs API answers."""
         config = self.folder / "autoscaling.json"
-        config.write_text(json.dumps(_autoscaling(self.port, self._max_nodes)))
+        config.write_text(json.dumps(_autoscaling(self.port, self._max_nodes, self._idle_seconds)))
         environment = {
             **os.environ,
             **self._environment,
@@ -122,15 +125,31 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(max_nodes: int, environment: Mapping[str, str]) -> Iterator[RayCluster]:
-    """A running cluster, gone afterwards."""
-    cluster = RayCluster(max_nodes, environment)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(cluster.folder, ignore_errors=True)
+def ray_cluster(
+    folder: Path, max_nodes: int = 2, idle_seconds: float = IDLE_SECONDS
+) -> Iterator[tuple[RayCluster, dict[str, str]]]:
+    """A running cluster, and the environment of a flow that uses it, a store and a tracker; all gone afterwards."""
+    mlflow = MlflowServer(folder / "mlflow")
+    with s3_server(folder / "s3", "bucket") as s3:
+        cluster = RayCluster(max_nodes, {**s3.environment, "HOME": str(folder / "nodes")}, idle_seconds)
+        try:
+            # First, and alone: Ray gives the processes of a head 30 s to come up.
+            mlflow.start()
+            cluster.start()
+            yield (
+                cluster,
+                {
+                    **s3.environment,
+                    "RAY_AUTH_MODE": "disabled",
+                    "RAY_JOBS_URL": cluster.jobs_url,
+                    "MLFLOW_TRACKING_URI": mlflow.uri,
+                    "OBJECT_STORE_URI": "s3://bucket/store",
+                },
+            )
+        finally:
+            cluster.stop()
+            shutil.rmtree(cluster.folder, ignore_errors=True)
+            mlflow.kill()
 
 
 def kill_all(processes: list[psutil.Process]) -> None:
@@ -163,13 +182,13 @@ def _name(process: psutil.Process) -> str:
     return ""
 
 
-def _autoscaling(port: int, max_nodes: int) -> dict[str, Any]:
+def _autoscaling(port: int, max_nodes: int, idle_seconds: float) -> dict[str, Any]:
     empty_lists = ("setup_commands", "initialization_commands", "head_setup_commands", "worker_setup_commands")
     empty_lists += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")  # type: ignore[assignment]
     return {
         "cluster_name": "test",
         "max_workers": max_nodes,
-        "idle_timeout_minutes": IDLE_SECONDS / 60,
+        "idle_timeout_minutes": idle_seconds / 60,
         "upscaling_speed": 100,
         "provider": {
             "type": "fake_multinode",
@@ -201,10 +220,3 @@ def _autoscaling(port: int, max_nodes: int) -> dict[str, Any]:
         **{name: [] for name in (*empty_lists, "rsync_exclude", "rsync_filter")},
         "file_mounts_sync_continuously": False,
     }
-
-
-if __name__ == "__main__":
-    with ray_cluster(2, {}) as made:
-        print(made.jobs_url, flush=True)  # noqa: T201
-        while True:
-            time.sleep(60)

@@ -24,9 +24,9 @@ from infra.errors import ComputeUnavailable, SettingsError, TrainingFailed
 from infra.settings import Settings, load_settings
 from tasks.train_model import PROGRAM
 from tests import ray_cluster
-from tests.conftest import SmallDataset, free_port, small_pipeline
+from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
-from tests.s3_server import KEY_ID, SECRET, s3_server
+from tests.s3_server import KEY_ID, SECRET
 from tests.small_dataset import entries
 
 # Each start of a program costs seconds of a core, and a test here starts up to ten.
@@ -72,43 +72,12 @@ class Services:
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     folder = tmp_path_factory.mktemp("ray")
-    with pytest.MonkeyPatch.context() as patch, s3_server(folder / "s3", "bucket") as s3:
-        for name, value in {**s3.environment, "RAY_AUTH_MODE": "disabled"}.items():
-            patch.setenv(name, value)
-        port = free_port()
-        command = [sys.executable, "-m", "mlflow", "server", "--workers=1", "--host=127.0.0.1", f"--port={port}"]
-        command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
-        with (folder / "mlflow.txt").open("w") as log:
-            mlflow = subprocess.Popen(
-                command,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        url = f"http://127.0.0.1:{port}"
-        try:
-            # First, and alone: Ray gives the processes of a head 30 s to come up.
-            wait_until(lambda: answers(f"{url}/health"), 120, "MLflow's answer")
-            with ray_cluster.ray_cluster(2, {**s3.environment, "HOME": str(folder / "nodes")}) as cluster:
-                environment = {
-                    **s3.environment,
-                    "RAY_AUTH_MODE": "disabled",
-                    "RAY_JOBS_URL": cluster.jobs_url,
-                    "MLFLOW_TRACKING_URI": url,
-                    "OBJECT_STORE_URI": "s3://bucket/store",
-                    "PIPELINE_HOME": str(folder / "home"),
-                }
-                yield Services(folder, cluster, environment)
-        finally:
-            ray_cluster.kill_all([*psutil.Process(mlflow.pid).children(recursive=True), psutil.Process(mlflow.pid)])
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
+    with ray_cluster.ray_cluster(folder) as (cluster, environment), pytest.MonkeyPatch.context() as patch:
+        # The libraries read these by themselves, and the computes of these tests are in this process.
+        for name, value in environment.items():
+            if name.startswith(("AWS_", "RAY_AUTH_")):
+                patch.setenv(name, value)
+        yield Services(folder, cluster, {**environment, "PIPELINE_HOME": str(folder / "home")})
 
 
 def test_a_node_comes_for_the_job_and_is_gone_afterwards(services: Services) -> None:
@@ -285,17 +254,50 @@ def test_the_whole_flow_outlives_a_kill_of_itself_and_the_loss_of_its_node(
     services.cluster.wait_for_nodes(0)
 
 
-def test_a_flow_that_is_told_to_stop_leaves_no_job(
+def test_two_flows_at_once_have_a_node_each(
     services: Services, small_dataset: SmallDataset, prefect_api: str, tmp_path: Path
+) -> None:
+    pipelines, processes = [], []
+    for seed in (2, 3):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        pipeline = small_pipeline(folder, prefect_api, small_dataset)
+        pipeline.environment = {**services.environment, **pipeline.environment}
+        flags = (*QUICK, "--epochs=100", f"--seed={seed}", "--model-name=two-at-once", "--compute=ray")
+        pipelines.append(pipeline)
+        processes.append(pipeline.start(*flags, "--accelerator=cpu"))
+    for pipeline, process in zip(pipelines, processes, strict=True):
+        pipeline.wait_for_log("epoch 3/100", process, 300)
+    assert all(process.poll() is None for process in processes), "they are to train at the same time"
+    assert len(services.cluster.nodes()) == 2
+    outcomes = [json.loads(process.communicate(timeout=300)[0]) for process in processes]
+    assert len({outcome["run_id"] for outcome in outcomes}) == 2
+    assert sorted(outcome["model_version"] for outcome in outcomes) == [1, 2]
+    services.cluster.wait_for_no_job()
+
+
+@pytest.mark.parametrize("how", ["SIGTERM while the node is awaited", "cancelled in Prefect in training"])
+def test_a_flow_that_is_told_to_stop_leaves_no_job(
+    how: str, services: Services, small_dataset: SmallDataset, prefect_api: str, tmp_path: Path
 ) -> None:
     pipeline = small_pipeline(tmp_path, prefect_api, small_dataset)
     pipeline.environment = {**services.environment, **pipeline.environment}
-    process = pipeline.start(*QUICK, "--seed=1", "--compute=ray", "--accelerator=cpu")
-    pipeline.wait_for_log("Submitted job", process, 300)
-    process.terminate()
+    process = pipeline.start(*QUICK, "--epochs=1000", f"--seed={len(how)}", "--compute=ray", "--accelerator=cpu")
+    if how.startswith("SIGTERM"):
+        pipeline.wait_for_log("Submitted job", process, 300)
+        process.terminate()
+    else:
+        pipeline.wait_for_log("epoch 2/1000", process, 300)
+        (run,) = pipeline.tracker.find_runs("keras-mnist", {"dataset": "mnist"}, status="RUNNING")
+        flow_run = f"{prefect_api}/flow_runs/{run.tags['prefect.flow_run_id']}"
+        httpx.post(f"{flow_run}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
     process.communicate(timeout=120)
-    assert process.returncode != 0
+    assert process.returncode == 143
     services.cluster.wait_for_no_job()
+    if how.startswith("cancelled"):
+        ended = pipeline.tracker.get_run(run.run_id)
+        assert (ended.status, ended.tags["cause"]) == ("KILLED", "cancelled in Prefect")
+        assert httpx.get(flow_run).json()["state_type"] == "CANCELLED"
 
 
 def test_a_job_ends_itself_when_nobody_renews_its_lease(services: Services) -> None:
@@ -324,6 +326,11 @@ def test_what_is_held_is_listed_and_released_by_hand(services: Services) -> None
         services.cluster.wait_for_no_job()
     finally:
         compute.release()
+
+
+def test_no_node_is_left_after_all_this(services: Services) -> None:
+    services.cluster.wait_for_nodes(0)
+    assert services.cluster.demand() == []
 
 
 def test_a_head_that_dies_is_told_and_what_ran_there_ends(services: Services) -> None:

@@ -1,10 +1,10 @@
 """SHIPPED to a cluster's node with the program that it runs there, and run by the Jobs API; nothing here imports it.
 
-    python node_program.py JSON [--prepared]
+    python node_program.py [--prepared]
 
-It prepares the environment, says what the node has, starts the program up and lets it stand by, waits for the order in
-the job's folder of the store, and passes on its output. It ends when the program does, or when nobody renews the
-job's lease: the job of a flow that has died costs no more than that.
+It reads what is wanted from request.json beside it, prepares the environment, says what the node has, starts the
+program up and lets it stand by, waits for the order in the job's folder of the store, and passes on its output. It ends
+when the program does, or when nobody renews the job's lease: the job of a flow that has died costs no more than that.
 
 Lines that begin with `@` are for the flow; all others are the program's. Exit status: the program's, or one of ours.
 """
@@ -229,6 +229,6 @@ def watch(program: Program, folder: Folder, lease_seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    status = main(json.loads(sys.argv[1]), "--prepared" in sys.argv)
+    status = main(json.loads(Path("request.json").read_text()), "--prepared" in sys.argv)
     sys.stdout.flush()
     os._exit(status)  # The thread that passes the output on may be waiting for a line.

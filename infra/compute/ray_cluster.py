@@ -9,6 +9,7 @@ A job is known by what it is for, so that a flow that was killed and is started 
 watching it. All requests have deadlines of their own: Ray's client has none.
 """
 
+import ast
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from infra.scratch import temporary_folder
 from infra.settings import Settings, is_http, without_secrets
 
 NODE_PROGRAM = Path(__file__).with_name("node_program.py")
+REQUEST = "request.json"
 EXIT_REFUSED, EXIT_LEASE = 70, 75
 FOLDER = "compute"
 """Folder of the object store with a folder for each job."""
@@ -178,6 +180,9 @@ class RayCluster:
         }
         with temporary_folder(self._settings.scratch_folder) as folder:
             shutil.copyfile(NODE_PROGRAM, folder / NODE_PROGRAM.name)
+            # It names the job, so that no two jobs have the same package: Ray removes one that the last job leaves,
+            # and has been seen to do so under a job that was just starting with it.
+            (folder / REQUEST).write_text(json.dumps(request))
             for path in program_files(self._workload.program):
                 target = folder / self._workload.program.name / path.relative_to(self._workload.program)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +190,7 @@ class RayCluster:
             try:
                 self._client.submit_job(
                     # Ray hands it to a shell.
-                    entrypoint=shlex.join(["python", NODE_PROGRAM.name, json.dumps(request)]),
+                    entrypoint=shlex.join(["python", NODE_PROGRAM.name]),
                     submission_id=job,
                     # Addresses only: everyone who reaches the cluster can read this.
                     runtime_env={
@@ -265,7 +270,7 @@ class RayCluster:
 
     def _why_not(self, log: "_Log", info: Mapping[str, Any]) -> str:
         job = f"Job {self._job} on the Ray cluster at {self._shown}"
-        why = log.refused or log.ended or (info.get("message") or "").strip() or "no reason was given"
+        why = log.refused or log.ended or _first_line(info.get("message") or "no reason was given")
         last = "".join(f"\n  {line}" for line in log.everything[-5:])
         return f"{job} ended {info['status']} before training: {why}{last}"
 
@@ -284,12 +289,14 @@ class RayCluster:
 
     def _unsatisfiable(self) -> str | None:
         """The autoscaler's word that no type of node has what the job asks for."""
-        wanted = {f"'{name}': {float(count)}" for name, count in self._asked.items() if count}
+        asked = {name: float(count) for name, count in self._asked.items() if count}
         # Not /api/v0/cluster_events, which answers with an error once a node has died.
         events = self._data("/events").get("events") or {}
         for event in chain.from_iterable(events.values()):
             message = str(event.get("message", ""))
-            if "No available node types can fulfill" in message and all(one in message for one in wanted):
+            refused = re.search(r"No available node types can fulfill resource requests? (\{.*?\})", message)
+            # Others' requests are among the events too.
+            if refused and ast.literal_eval(refused[1]) == asked:
                 return message.removeprefix("Error: ")
         return None
 
@@ -726,7 +733,9 @@ def _jobs_client_class() -> Any:
             "environment from requirements.lock (make)."
         ) from error
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    # Set to INFO on import, by name.
+    for module in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):
         def _check_connection_and_version(self, *_: Any, **__: Any) -> None:

@@ -1,6 +1,6 @@
 """Every figure of the README, measured on this machine: `make bench`, or `make bench ARGS="training"` for a part.
 
-    python -m tests.benchmarks [training] [pipeline] [upload] [history] [--pairs 3] [--seeds 5]
+    python -m tests.benchmarks [training] [pipeline] [upload] [history] [cluster] [--pairs 3] [--seeds 5]
 
 The data is MNIST, as the pipeline finds it: MNIST_MIRRORS names a mirror where the public ones are out of reach.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from infra.settings import load_settings
 from tasks.download_dataset import obtain_dataset
-from tests.benchmarks import history, training, whole_pipeline
+from tests.benchmarks import cluster, history, training, whole_pipeline
 from tests.benchmarks.rows import show
 
-PARTS = ("training", "pipeline", "upload", "history")
+PARTS = ("training", "pipeline", "upload", "history", "cluster")
 
 
 def main() -> None:
@@ -46,6 +46,8 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "tests.benchmarks.upload", "1024", str(options.pairs)], check=True)
     if "history" in parts:
         show(history.rows(folder, options.pairs))
+    if "cluster" in parts:
+        show(cluster.rows(folder, options.pairs))
 
 
 def _processor() -> str:

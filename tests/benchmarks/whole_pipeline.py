@@ -55,14 +55,14 @@ def _against_the_script(scratch: Path, mirror: Path, pairs: int) -> list[Row]:
     empty: list[float] = []
     reports: list[dict[str, Any]] = []
     prefect_home = scratch / "prefect"
-    _pipeline(scratch / "settled", prefect_home, "--dataset=mnist-5k", "--epochs=1")
+    run_pipeline(scratch / "settled", prefect_home, "--dataset=mnist-5k", "--epochs=1")
     for pair in range(pairs):
         command = [sys.executable, "-m", "tests.benchmarks.plain_script", f"--data-folder={mirror}"]
         script.append(_timed(command)[0])
-        seconds, report = _pipeline(scratch / f"known-{pair}", prefect_home)
+        seconds, report = run_pipeline(scratch / f"known-{pair}", prefect_home)
         known.append(seconds)
         reports.append(report)
-        empty.append(_pipeline(scratch / f"empty-{pair}", scratch / f"prefect-{pair}")[0])
+        empty.append(run_pipeline(scratch / f"empty-{pair}", scratch / f"prefect-{pair}")[0])
     beyond = [sum(report["seconds"].values()) - report["epoch_seconds"] for report in reports]
     return [
         Row("whole pipeline, 20 epochs, empty home", known, script, "s", "the tutorial's script; at most 0.65"),
@@ -78,19 +78,20 @@ def _nothing_changed(scratch: Path, pairs: int) -> list[Row]:
     home = scratch / "unchanged"
     script = scratch / "six_empty_tasks.py"
     script.write_text(SIX_EMPTY_TASKS)
-    _pipeline(home, prefect_home, "--epochs=1")
-    for name, api in (("temporary", None), ("running", _server(prefect_home))):
+    run_pipeline(home, prefect_home, "--epochs=1")
+    for name, api in (("temporary", None), ("running", running_server(prefect_home))):
         ours, theirs = [], []
         with api or _nobody() as environment:
             for _ in range(pairs):
                 theirs.append(_timed([sys.executable, str(script)], prefect_home, **environment)[0])
-                ours.append(_pipeline(home, prefect_home, "--epochs=1", **environment)[0])
+                ours.append(run_pipeline(home, prefect_home, "--epochs=1", **environment)[0])
         note = f"six empty tasks; at most 2 s more, here {statistics.median(map(sub, ours, theirs)):+.1f} s"
         found.append(Row(f"nothing changed, {name} Prefect server", ours, theirs, "s", note))
     return found
 
 
-def _pipeline(home: Path, prefect_home: Path, *flags: str, **environment: str) -> tuple[float, dict[str, Any]]:
+def run_pipeline(home: Path, prefect_home: Path, *flags: str, **environment: str) -> tuple[float, dict[str, Any]]:
+    """Seconds of the whole command, and what it reports."""
     command = [sys.executable, "-m", "flows.train_mnist", "--json", f"--output-dir={home}/model", *flags]
     seconds, stdout = _timed(command, prefect_home, PIPELINE_HOME=str(home), **environment)
     return seconds, json.loads(stdout)
@@ -112,7 +113,8 @@ def _nobody() -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def _server(prefect_home: Path) -> Iterator[dict[str, str]]:
+def running_server(prefect_home: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server, and the environment of who uses it."""
     port = 4297
     command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)]
     environment = {**os.environ, "PREFECT_HOME": str(prefect_home), "DO_NOT_TRACK": "true"}

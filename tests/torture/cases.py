@@ -10,7 +10,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 import psutil
 
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests.http_server import Behaviour, HttpServer, serving
+from tests.mlflow_server import MlflowServer
 from tests.pipeline import Pipeline, still_running, wait_until
-from tests.s3_server import KEY_ID, SECRET, S3Server, free_port, s3_server
+from tests.s3_server import KEY_ID, SECRET, S3Server, s3_server
 from tests.small_dataset import write_catalog, write_small_dataset
 
 EPOCHS = 30
@@ -690,52 +689,6 @@ def _disk_full(bench: Bench, when: str) -> Case:
             status, outcome = attempt.wait()
             _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
         return _compared(bench, pipeline, case, outcome)
-
-
-class MlflowServer:
-    """A real MLflow server on a port of its own, that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        """Start it and return when it answers."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
-                    *("--port", str(self._port), "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"),
-                    *("--artifacts-destination", str(self._folder / "artifacts"), "--serve-artifacts"),
-                ],
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
-
-        def answers() -> bool:
-            assert self._process is not None
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            with contextlib.suppress(httpx.HTTPError):
-                return httpx.get(f"{self.uri}/health").status_code == 200
-            return False
-
-        wait_until(answers, 120, "the MLflow server's answer")
-
-    def kill(self) -> None:
-        """SIGKILL to it and its workers. Safe to call twice."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 def mlflow_server_down(bench: Bench, seconds: float) -> Case:
