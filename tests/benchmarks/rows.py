@@ -19,8 +19,8 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The median of ours over theirs, pair by pair."""
-        if self.theirs is None:
+        """The median of ours over theirs, pair by pair; None where theirs is nothing."""
+        if not self.theirs or not all(self.theirs):
             return None
         return statistics.median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
 
