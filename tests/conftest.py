@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests.http_server import HttpServer, serving
@@ -29,6 +31,28 @@ os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
+
+
+STACK = ("test_browser.py", "test_stack.py")
+"""The files whose tests share a stack."""
+
+
+class ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """A worker takes whole files, for their tests share what they start; one takes all that use the stack."""
+
+    # Not by `--dist loadgroup`: xdist 3.8 writes the groups where pytest 9.2 does not read them.
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "stack" if file.endswith(STACK) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The stack's first: they take longest."""
+    items.sort(key=lambda item: item.path.name not in STACK)
 
 
 def free_port() -> int:

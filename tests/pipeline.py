@@ -89,12 +89,12 @@ class Pipeline:
         assert text in self.log, self.log
 
 
-def wait_until(condition: Callable[[], bool], limit_seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], limit_seconds: float, what: str, poll_seconds: float = 0.05) -> None:
     """Wait for a condition, with a limit."""
     deadline = time.monotonic() + limit_seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {limit_seconds} s for {what}"
-        time.sleep(0.05)
+        time.sleep(poll_seconds)
 
 
 def descendants(pid: int) -> list[psutil.Process]:

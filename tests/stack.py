@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,9 +18,10 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from infra.experiment_tracker import ExperimentTracker
+from infra.experiment_tracker import ExperimentTracker, Run
 from infra.settings import Settings, StackSettings, load_settings, load_stack_settings
 from infra.stack.parts import all_parts, client_environment
+from tasks.cancellation import life_file
 from tests.pipeline import QUICK, descendants, wait_until
 from tests.s3_server import free_port
 
@@ -27,6 +29,15 @@ ROOT = Path(__file__).parent.parent
 
 SECONDS_TO_START = 400
 """Far above the 90 s that it may take on an idle machine: the tests' machine is seldom idle."""
+
+POLL_SECONDS = 0.5
+"""Between two questions to a server: each costs it, and the machine that is waited for, some ten milliseconds."""
+
+LOG_PATIENCE_SECONDS = 30
+"""A flow run's last lines reach the server after its last state."""
+
+LONG = {"epochs": 1000}
+"""Minutes of training, to be interrupted."""
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
@@ -107,19 +118,22 @@ class Stack:
             lambda: "The stack is up." in self.log[begin:] or process.poll() is not None,
             SECONDS_TO_START,
             f"the stack to answer; its log: {self.folder / 'stack.log'}",
+            POLL_SECONDS,
         )
         assert process.poll() is None, self.log[begin:]
 
     def wait_until_up(self) -> None:
         """Wait until every part that was killed answers again."""
         parts = all_parts(self.settings).values()
-        wait_until(lambda: all(part.answers() for part in parts), SECONDS_TO_START, "every part to answer")
+        wait_until(
+            lambda: all(part.answers() for part in parts), SECONDS_TO_START, "every part to answer", POLL_SECONDS
+        )
 
     def stop(self) -> None:
-        """What Ctrl-C does; safe to call twice."""
+        """What Ctrl-C does: the terminal tells the whole process group. Safe to call twice."""
         if self.process is None:
             return
-        self.process.send_signal(signal.SIGINT)
+        os.killpg(self.process.pid, signal.SIGINT)
         try:
             self.process.wait(90)
         except subprocess.TimeoutExpired:
@@ -170,7 +184,7 @@ class Stack:
                 found.update(self.flow_run(run_id))
             return found.get("state_type") in wanted
 
-        wait_until(arrived, limit_seconds, f"flow run {run_id} to be {wanted}")
+        wait_until(arrived, limit_seconds, f"flow run {run_id} to be {wanted}", POLL_SECONDS)
         return found
 
     def flow_log(self, run_id: str) -> str:
@@ -182,16 +196,43 @@ class Stack:
         return "\n".join(lines)
 
     def wait_for_log(self, run_id: str, pattern: str, limit_seconds: float = 400) -> None:
-        """Wait until the flow run's log has this."""
-        wait_until(
-            lambda: re.search(pattern, self.flow_log(run_id)) is not None,
-            limit_seconds,
-            f"{pattern!r} in the log of {run_id}",
-        )
+        """Wait until the flow run's log has this; fails as soon as it cannot come any more."""
+        last_look = time.monotonic() + limit_seconds
 
-    def mlflow_run(self, flow_run_id: str) -> Any:
+        def is_there() -> bool:
+            nonlocal last_look
+            if re.search(pattern, log := self.flow_log(run_id)):
+                return True
+            assert time.monotonic() < last_look, f"{pattern!r} did not come; the log of {run_id}:\n{log}"
+            if self.flow_run(run_id)["state_type"] in ENDED:
+                last_look = min(last_look, time.monotonic() + LOG_PATIENCE_SECONDS)
+            return False
+
+        wait_until(is_there, limit_seconds + POLL_SECONDS, f"{pattern!r} in the log of {run_id}", POLL_SECONDS)
+
+    def start_long(self, seed: int) -> str:
+        """A flow run in the middle of a training that would take minutes; its id."""
+        run_id = self.submit(hyperparameters={**LONG, "seed": seed})
+        self.wait_for_log(run_id, r"epoch 3/1000")
+        return run_id
+
+    def process_of(self, run_id: str) -> psutil.Process:
+        """The process of a flow run; it writes its number into the file that it keeps locked."""
+        return psutil.Process(int(life_file(self.pipeline_settings, run_id).read_text().split()[1]))
+
+    def wait_for_both(self, run_id: str, limit_seconds: float) -> tuple[str, str, str]:
+        """What Prefect and MLflow say once both have ended the training, and the cause."""
+        state = self.wait_for(run_id, limit_seconds=limit_seconds)["state_name"]
+        wait_until(
+            lambda: self.mlflow_run(run_id).status != "RUNNING", limit_seconds, "MLflow to end the run", POLL_SECONDS
+        )
+        run = self.mlflow_run(run_id)
+        return state, run.status, run.tags.get("cause", "")
+
+    def mlflow_run(self, flow_run_id: str) -> Run:
         """The MLflow run that this flow run opened or continued."""
-        found = self.tracker.find_runs("keras-mnist", {"prefect.flow_run_id": flow_run_id})
+        experiment = self.flow_run(flow_run_id)["parameters"].get("experiment", "keras-mnist")
+        found = self.tracker.find_runs(experiment, {"prefect.flow_run_id": flow_run_id})
         assert found, f"flow run {flow_run_id} has no MLflow run"
         return found[0]
 

@@ -12,35 +12,12 @@ import httpx
 import psutil
 import pytest
 
-from tasks.cancellation import life_file
+from infra.stack.parts import client_environment
 from tests.pipeline import QUICK, descendants, still_running, wait_until
-from tests.stack import ROOT, SMALL, Channel, Stack
+from tests.stack import LONG, POLL_SECONDS, ROOT, SMALL, Channel, Stack
 
 # The first of them waits for the stack as well.
 pytestmark = pytest.mark.timeout(900)
-
-LONG = {"epochs": 1000}
-"""Minutes of training, to be interrupted."""
-
-
-def start_long(stack: Stack, deployment: str = "on-demand", seed: int = 0) -> str:
-    """A flow run in the middle of a training that would take minutes."""
-    run_id = stack.submit(deployment, hyperparameters={**LONG, "seed": seed})
-    stack.wait_for_log(run_id, r"epoch 3/1000")
-    return run_id
-
-
-def process_of(stack: Stack, run_id: str) -> psutil.Process:
-    """The process of a flow run; it writes its number into the file that it keeps locked."""
-    return psutil.Process(int(life_file(stack.pipeline_settings, run_id).read_text().split()[1]))
-
-
-def wait_for_both(stack: Stack, run_id: str, limit_seconds: float) -> tuple[str, str, str]:
-    """What Prefect and MLflow say once both have ended the training, and the cause."""
-    state = stack.wait_for(run_id, limit_seconds=limit_seconds)["state_name"]
-    wait_until(lambda: stack.mlflow_run(run_id).status != "RUNNING", limit_seconds, "MLflow to end the run")
-    run = stack.mlflow_run(run_id)
-    return state, run.status, run.tags.get("cause", "")
 
 
 def cancel(stack: Stack, run_id: str) -> None:
@@ -110,11 +87,17 @@ def test_a_wrong_parameter_is_refused_before_a_run_starts(stack: Stack, wrong: d
     assert stack.api("POST", "/flow_runs/count", **ours) == before
 
 
-def test_runs_side_by_side_give_two_versions_and_one_champion(stack: Stack) -> None:
-    first, second = (stack.submit(hyperparameters={"seed": seed}, model_name="side-by-side") for seed in (1, 2))
-    for run_id in (first, second):
-        ended = stack.wait_for(run_id)
-        assert ended["state_name"] == "Completed", stack.flow_log(run_id)
+@pytest.fixture(scope="module")
+def side_by_side(stack: Stack) -> list[str]:
+    """Two flow runs that were asked for at once, of seeds 1 and 2, completed."""
+    runs = [stack.submit(hyperparameters={"seed": seed}, model_name="side-by-side") for seed in (1, 2)]
+    for run_id in runs:
+        assert stack.wait_for(run_id)["state_name"] == "Completed", stack.flow_log(run_id)
+    return runs
+
+
+def test_runs_side_by_side_give_two_versions_and_one_champion(stack: Stack, side_by_side: list[str]) -> None:
+    first, second = side_by_side
     started = [datetime.fromisoformat(stack.flow_run(run_id)["start_time"]) for run_id in (first, second)]
     ended_at = [datetime.fromisoformat(stack.flow_run(run_id)["end_time"]) for run_id in (first, second)]
     assert max(started) < min(ended_at), "one waited for the other"
@@ -133,11 +116,11 @@ def test_runs_side_by_side_give_two_versions_and_one_champion(stack: Stack) -> N
     assert all(any(stack.tracker.run_url(run) in report["data"] for report in reports) for run in runs)
 
 
+@pytest.mark.usefixtures("side_by_side")
 def test_a_schedule_that_is_due_fires_and_a_night_without_changes_trains_nothing(stack: Stack) -> None:
     nightly = stack.deployment("nightly")
-    stack.wait_for(stack.submit(hyperparameters={"seed": 1}))
-    # Every 30 s: a single date could pass before the scheduler, which looks every 5 s, has seen the schedule.
-    schedule = {"interval": 30, "anchor_date": datetime.now(UTC).isoformat(), "timezone": "UTC"}
+    # Every 15 s: a single date could pass before the scheduler, which looks every 5 s, has seen the schedule.
+    schedule = {"interval": 15, "anchor_date": datetime.now(UTC).isoformat(), "timezone": "UTC"}
     parameters = {"hyperparameters": {**SMALL, "seed": 1}}
     body = [{"schedule": schedule, "active": True, "slug": "test", "parameters": parameters}]
     created = httpx.post(f"{stack.prefect_api}/deployments/{nightly['id']}/schedules", json=body).raise_for_status()
@@ -154,7 +137,7 @@ def test_a_schedule_that_is_due_fires_and_a_night_without_changes_trains_nothing
         return bool(runs)
 
     try:
-        wait_until(is_due, 200, "the scheduler to make a run")
+        wait_until(is_due, 200, "the scheduler to make a run", POLL_SECONDS)
         run = runs[0]
         assert stack.wait_for(run["id"])["state_name"] == "Completed", stack.flow_log(run["id"])
         stack.wait_for_log(run["id"], "nothing is trained", 60)
@@ -163,22 +146,13 @@ def test_a_schedule_that_is_due_fires_and_a_night_without_changes_trains_nothing
         stack.api("DELETE", f"/deployments/{nightly['id']}/schedules/{made['id']}")
 
 
+@pytest.mark.usefixtures("side_by_side")
 def test_ticks_that_were_missed_give_one_run_and_the_others_say_why_not(stack: Stack) -> None:
     runs = [stack.submit("nightly", hyperparameters={"seed": 1}) for _ in range(3)]
     ended = [stack.wait_for(run_id) for run_id in runs]
     assert sorted(run["state_name"] for run in ended) == ["Cancelled", "Cancelled", "Completed"]
     reasons = {run["state"]["message"] for run in ended if run["state_name"] == "Cancelled"}
     assert reasons == {"Deployment concurrency limit reached."}
-
-
-def test_cancelling_leaves_nothing_running_and_both_sides_agree(stack: Stack) -> None:
-    run_id = start_long(stack, seed=3)
-    processes = descendants(process_of(stack, run_id).pid)
-    assert len(processes) > 1, "the training is a process of its own"
-    cancel(stack, run_id)
-    wait_until(lambda: not still_running(processes), 60, "the processes to end")
-    assert wait_for_both(stack, run_id, 60) == ("Cancelled", "KILLED", "cancelled in Prefect")
-    assert stack.deployment("on-demand")["global_concurrency_limit"]["active_slots"] == 0
 
 
 def test_a_person_uses_the_stack_from_a_terminal_and_may_be_cancelled_in_the_ui(stack: Stack) -> None:
@@ -200,53 +174,105 @@ def test_a_person_uses_the_stack_from_a_terminal_and_may_be_cancelled_in_the_ui(
         return bool(found) and "epoch 3/1000" in (stack.folder / "by-hand.txt").read_text()
 
     try:
-        wait_until(has_started, 400, "the run by hand to train")
+        wait_until(has_started, 400, "the run by hand to train", POLL_SECONDS)
         run_id = found[0]["id"]
         processes = descendants(person.pid)
         cancel(stack, run_id)
         wait_until(lambda: not still_running(processes), 60, "the processes to end")
         assert person.wait(10) == 128 + signal.SIGTERM
-        assert wait_for_both(stack, run_id, 60) == ("Cancelled", "KILLED", "cancelled in Prefect")
+        assert stack.wait_for_both(run_id, 60) == ("Cancelled", "KILLED", "cancelled in Prefect")
     finally:
         person.kill()
         log.close()
 
 
-def test_a_killed_flow_process_is_closed_on_both_sides_and_the_channel_is_told(stack: Stack, channel: Channel) -> None:
-    run_id = start_long(stack, seed=4)
-    processes = descendants(process_of(stack, run_id).pid)
-    process_of(stack, run_id).kill()
-    state, status, cause = wait_for_both(stack, run_id, 120)
-    assert (state, status) == ("Crashed", "KILLED")
-    assert "its process died without a word" in cause
-    wait_until(lambda: not still_running(processes), 30, "the training to follow its flow")
-    name = stack.flow_run(run_id)["name"]
-    wait_until(lambda: any(name in message for message in channel.messages), 60, "the channel to be told")
-
-
-def test_servers_and_the_worker_may_die_while_a_training_goes_on(stack: Stack) -> None:
-    run_id = stack.submit(hyperparameters={"epochs": 150, "seed": 5})
-    stack.wait_for_log(run_id, r"epoch 3/150")
-    for part in ("worker", "prefect", "mlflow", "store", "postgres"):
-        stack.part(part).kill()
-    ended = stack.wait_for(run_id, limit_seconds=300)
-    assert ended["state_name"] == "Completed", stack.flow_log(run_id)
-    run = stack.mlflow_run(run_id)
-    assert run.status == "FINISHED"
-    assert ended["run_count"] == 1
-    stack.wait_until_up()
-
-
-def test_a_flow_that_died_with_its_worker_is_found(stack: Stack) -> None:
-    run_id = start_long(stack, seed=6)
-    flow, worker = process_of(stack, run_id), stack.part("worker")
-    worker.suspend()  # So that it cannot see its flow die first.
+def test_killed_flow_processes_are_closed_on_both_sides_and_the_channel_is_told(stack: Stack, channel: Channel) -> None:
+    alone, with_its_worker = (stack.submit(hyperparameters={**LONG, "seed": seed}) for seed in (4, 6))
+    for run_id in (alone, with_its_worker):
+        stack.wait_for_log(run_id, r"epoch 3/1000")
+    processes = [one for run_id in (alone, with_its_worker) for one in descendants(stack.process_of(run_id).pid)]
+    stack.process_of(alone).kill()
+    # Its worker has seen it die; of the other there is nobody who could.
+    assert "exited with" in stack.wait_for(alone, limit_seconds=60)["state"]["message"]
+    flow, worker = stack.process_of(with_its_worker), stack.part("worker")
+    worker.suspend()
     flow.kill()
     worker.kill()
-    state, status, cause = wait_for_both(stack, run_id, 120)
-    assert (state, status) == ("Crashed", "KILLED")
-    assert "its process died without a word" in cause
+    for run_id in (alone, with_its_worker):
+        state, status, cause = stack.wait_for_both(run_id, 120)
+        assert (state, status) == ("Crashed", "KILLED")
+        assert "its process died without a word" in cause
+        name = stack.flow_run(run_id)["name"]
+        wait_until(lambda name=name: any(name in said for said in channel.messages), 60, "the channel to be told")  # type: ignore[misc]
+    wait_until(lambda: not still_running(processes), 30, "the trainings to follow their flows")
     stack.wait_until_up()
+
+
+DISTURBED = {"epochs": 200, "seed": 5}
+"""A training that takes long enough to be disturbed, and ends."""
+
+
+@pytest.fixture(scope="module")
+def survivor(stack: Stack) -> str:
+    """A flow run in the middle of whose training the worker, the servers, the store and the databases were killed."""
+    run_id = stack.submit(hyperparameters=DISTURBED)
+    stack.wait_for_log(run_id, r"epoch 3/200")
+    for part in ("worker", "prefect", "mlflow", "store", "postgres"):
+        stack.part(part).kill()
+    stack.wait_for(run_id, limit_seconds=300)
+    stack.wait_until_up()
+    return run_id
+
+
+def test_servers_and_the_worker_may_die_while_a_training_goes_on(stack: Stack, survivor: str) -> None:
+    ended = stack.flow_run(survivor)
+    assert ended["state_name"] == "Completed", stack.flow_log(survivor)
+    assert ended["run_count"] == 1
+    assert stack.mlflow_run(survivor).status == "FINISHED"
+    assert "Dir.Remove not empty" not in stack.log, "each checkpoint that was removed is in the log"
+
+
+def test_a_restart_in_the_middle_of_a_training_changes_nothing(stack: Stack, survivor: str) -> None:
+    before = what_is_there(stack)
+    # In another experiment, where nobody has trained this: what the survivor found is what it must find.
+    run_id = stack.submit(hyperparameters=DISTURBED, experiment="interrupted")
+    stack.wait_for_log(run_id, r"epoch 3/200")
+    assert stack.process
+    processes = descendants(stack.process.pid)
+    stack.stop()
+    assert not still_running(processes)
+    stack.start()
+    assert what_is_there(stack) == before
+    state, status, cause = stack.wait_for_both(run_id, 120)
+    assert (state, status) == ("Crashed", "KILLED"), cause
+    interrupted = stack.mlflow_run(run_id)
+
+    # The button "Retry" in the UI.
+    state_of_retry = {"type": "SCHEDULED", "name": "AwaitingRetry"}
+    stack.api("POST", f"/flow_runs/{run_id}/set_state", state=state_of_retry, force=True)
+    wait_until(lambda: stack.flow_run(run_id)["run_count"] == 2, 300, "the second attempt", POLL_SECONDS)
+    assert stack.wait_for(run_id)["state_name"] == "Completed", stack.flow_log(run_id)
+    continued = stack.mlflow_run(run_id)
+    assert (continued.run_id, continued.status) == (interrupted.run_id, "FINISHED")
+    assert "cause" not in continued.tags
+    stack.wait_for_log(run_id, f"Continuing run {interrupted.run_id}", 60)
+    assert continued.tags["weights_sha256"] == stack.mlflow_run(survivor).tags["weights_sha256"]
+
+
+def what_is_there(stack: Stack) -> dict[str, Any]:
+    """What a restart must not change."""
+    champion = stack.tracker.version_by_alias("keras-dnn-mnist", "champion")
+    completed = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    return {
+        "deployments": {name: stack.deployment(name)["id"] for name in ("on-demand", "nightly")},
+        "schedules": [schedule["id"] for schedule in stack.deployment("nightly")["schedules"]],
+        "automations": {one["id"] for one in stack.api("POST", "/automations/filter")},
+        "completed flow runs": stack.api("POST", "/flow_runs/count", **completed),
+        "finished trainings": {run.run_id for run in stack.tracker.find_runs("keras-mnist", {}, status="FINISHED")},
+        "versions": {version.uri: version.run_id for version in stack.tracker.versions("keras-dnn-mnist")},
+        "champion": champion and champion.version,
+        "key of the store": client_environment(stack.settings)["AWS_SECRET_ACCESS_KEY"],
+    }
 
 
 def test_a_port_in_use_is_told_with_its_owner_and_nothing_is_started(stack: Stack) -> None:

@@ -94,7 +94,7 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
             _command(
                 *(sys.executable, "-m", "prefect", "worker", "start"), name="worker", pool=WORK_POOL, type="process"
             ),
-            {**prefect_home, **client_environment(stack), "PREFECT_WORKER_QUERY_SECONDS": "5"},
+            {**prefect_home, **client_environment(stack), "PREFECT_WORKER_QUERY_SECONDS": "2"},
             ("prefect",),
             lambda: _pool_is_ready(stack),
         ),
