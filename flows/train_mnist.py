@@ -48,7 +48,8 @@ def train_mnist(
         "sample", description="When no mirror can be reached: fail, or go on with the data set's sample, saying so."
     ),
     compute: ComputeName = Field(
-        "local", description="Where to train: local is this machine, ray the cluster that RAY_JOBS_URL names."
+        "local",
+        description="Where to train: local is this machine, ray the cluster of RAY_JOBS_URL or RAY_CLUSTER_FILE.",
     ),
     accelerator: Accelerator = Field(
         "auto", description="What to train on: auto takes a GPU if there is one, gpu refuses to go on without."

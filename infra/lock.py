@@ -9,10 +9,16 @@ from pathlib import Path
 
 
 @contextmanager
-def hold(path: Path, on_wait: Callable[[str], None], poll_seconds: float = 0.2) -> Iterator[int]:
+def hold(
+    path: Path,
+    on_wait: Callable[[str], None],
+    poll_seconds: float = 0.2,
+    wait: Callable[[float], None] = time.sleep,
+) -> Iterator[int]:
     """Hold the lock at `path` and yield its file descriptor; wait as long as another process has it.
 
-    `on_wait` is called once, with who holds it, before the wait. A child that inherits the descriptor
+    `on_wait` is called once, with who holds it, before the wait; `wait(poll_seconds)` waits, and gives up if it raises.
+    A child that inherits the descriptor
     holds the lock along with us: after our death it stays locked until the child has died as well.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +34,7 @@ def hold(path: Path, on_wait: Callable[[str], None], poll_seconds: float = 0.2) 
                     on_wait(os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process")
                     waited = True
                 # Polled, for a blocked flock() in the main thread would hold up the handling of SIGTERM.
-                time.sleep(poll_seconds)
+                wait(poll_seconds)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
         yield descriptor
@@ -44,6 +50,29 @@ def is_held(path: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def share(path: Path) -> int:
+    """Hold the lock at `path` along with others, until the file descriptor that is returned is closed, or we die."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def is_shared(path: Path) -> bool:
+    """True if somebody alive shares the lock at `path`."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

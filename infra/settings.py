@@ -34,6 +34,8 @@ class Settings:
     """Where an S3 store is, if that is not AWS itself."""
     ray_jobs_url: str | None
     """The address of a Ray cluster's dashboard."""
+    ray_cluster_file: Path | None
+    """A file for Ray's cluster launcher; where it is set, there is no `ray_jobs_url`."""
 
     @property
     def datasets_folder(self) -> Path:
@@ -86,6 +88,14 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             f"RAY_JOBS_URL is {without_secrets(jobs_url)!r}, which is not the address of a Ray dashboard (http://,\n"
             "https://), usually port 8265. Correct it, or unset it."
         )
+    cluster_file = Path(env["RAY_CLUSTER_FILE"]).expanduser().absolute() if env.get("RAY_CLUSTER_FILE") else None
+    if cluster_file and not cluster_file.is_file():
+        raise SettingsError(f"RAY_CLUSTER_FILE is {cluster_file}, and there is no such file.\nCorrect it, or unset it.")
+    if cluster_file and jobs_url:
+        raise SettingsError(
+            "RAY_JOBS_URL and RAY_CLUSTER_FILE are both set, and each names the cluster to train on.\nUnset one: "
+            "RAY_JOBS_URL for a cluster that exists, RAY_CLUSTER_FILE for one that is launched where it is not up."
+        )
     return Settings(
         home=home,
         object_store_uri=store.rstrip("/"),
@@ -95,6 +105,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         dataset_catalog=catalog,
         object_store_endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None,
         ray_jobs_url=jobs_url,
+        ray_cluster_file=cluster_file,
     )
 
 

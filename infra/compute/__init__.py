@@ -124,12 +124,17 @@ def compute_target(
     check_options(name, options)
     if name == "local":
         return this_machine(settings, accelerator)
+    if settings.ray_cluster_file:
+        from infra.compute.ray_launcher import LaunchedCluster
+
+        return LaunchedCluster(settings.ray_cluster_file, settings, accelerator, options, workload)
     from infra.compute.ray_cluster import RayCluster
 
     if not settings.ray_jobs_url:
         raise SettingsError(
             "--compute ray needs a cluster, and none is named.\n"
-            "Set RAY_JOBS_URL to the address of its dashboard, such as http://127.0.0.1:8265."
+            "Set RAY_JOBS_URL to the address of its dashboard, such as http://127.0.0.1:8265, or RAY_CLUSTER_FILE to\n"
+            "a file for Ray's launcher, such as infra/ray-cluster.yaml."
         )
     return RayCluster(settings.ray_jobs_url, settings, accelerator, options, workload)
 

@@ -1,7 +1,9 @@
-"""What is held on the Ray cluster that RAY_JOBS_URL names, and ending what nobody needs.
+"""Where programs can run, what is held there, and ending what nobody needs.
 
-python -m infra.compute list              the cluster, its nodes, the jobs of this pipeline and their leases
-python -m infra.compute release [--yes]   end the jobs that are still there, after asking
+python -m infra.compute list              this machine and the cluster of RAY_JOBS_URL or RAY_CLUSTER_FILE: its state,
+                                          its nodes, the jobs of this pipeline and their leases
+python -m infra.compute release [--yes]   after asking, end the jobs that are still there, and take the cluster down if
+                                          this pipeline launched it
 """
 
 import infra.quiet_libraries  # noqa: F401  isort: skip
@@ -9,11 +11,14 @@ import infra.quiet_libraries  # noqa: F401  isort: skip
 import argparse
 import sys
 import time
+from contextlib import closing
+from typing import Any
 
+from infra.compute.local_process import usable_cores
 from infra.compute.ray_cluster import ACTIVE, connect, describe_nodes, forget_job, list_jobs, read_lease, stop_job
-from infra.errors import PipelineError, SettingsError
+from infra.errors import ComputeUnavailable, PipelineError, SettingsError
 from infra.object_store import ObjectStore
-from infra.settings import load_settings, without_secrets
+from infra.settings import Settings, load_settings, without_secrets
 
 
 def main() -> int:
@@ -26,39 +31,104 @@ def main() -> int:
     options = parser.parse_args()
     try:
         settings = load_settings()
-        if not settings.ray_jobs_url:
-            raise SettingsError("No cluster is named.\nSet RAY_JOBS_URL to the address of its dashboard.")
-        client, store = connect(settings.ray_jobs_url), ObjectStore(settings.object_store_uri)
-        jobs = [job for job in list_jobs(client) if job["submission_id"].startswith("training-")]
-        active = [job for job in jobs if job["status"] in ACTIVE]
-        say(f"cluster {without_secrets(settings.ray_jobs_url)}")
-        for node in describe_nodes(client):
-            say(f"  {node}")
-        for job in active:
-            lease = read_lease(store, job["submission_id"])
-            age = f"renewed {time.time() - lease['renewed']:.0f} s ago by {lease['holder']}" if lease else "none"
-            say(f"  job {job['submission_id']}  {job['status']}  lease: {age}")
-        say(f"{len(active)} jobs hold something or wait for it; {len(jobs) - len(active)} have ended")
-        if options.command == "release" and active:
-            if not options.yes:
-                sys.stdout.write(f"End {len(active)} jobs? Their checkpoints are kept. [y/N] ")
-                sys.stdout.flush()
-                if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-                    say("Nothing was ended.")
-                    return 0
-            for job in active:
-                stop_job(client, job["submission_id"])
-                forget_job(store, job["submission_id"])
-                say(f"ended {job['submission_id']}")
+        say(f"this machine  local  always there, {usable_cores()} cores")
+        if settings.ray_cluster_file:
+            of_file(settings, options.command == "release", options.yes)
+        elif settings.ray_jobs_url:
+            of_address(settings, settings.ray_jobs_url, options.command == "release", options.yes)
+        else:
+            say("no cluster is named: set RAY_JOBS_URL or RAY_CLUSTER_FILE to see one")
     except PipelineError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1
     return 0
 
 
+def of_address(settings: Settings, url: str, release: bool, yes: bool) -> None:
+    """The cluster that RAY_JOBS_URL names."""
+    client = connect(url)
+    active = show(settings, client, f"cluster {without_secrets(url)}  ray  up")
+    if release and active and agreed(f"End {len(active)} jobs? Their checkpoints are kept.", yes):
+        end(settings, client, active)
+
+
+def of_file(settings: Settings, release: bool, yes: bool) -> None:
+    """The cluster that RAY_CLUSTER_FILE describes."""
+    from infra.compute.ray_launcher import ClusterOfFile
+
+    assert settings.ray_cluster_file is not None
+    cluster = ClusterOfFile(settings.ray_cluster_file, settings)
+    try:
+        tunnel = cluster.look()
+    except ComputeUnavailable as error:
+        if not (release and cluster.is_ours):
+            raise
+        say(f"cluster {cluster.name}  ray  launched by this pipeline, and not to be reached: {error}")
+        tunnel = None
+    what = f"cluster {cluster.name}  ray"
+    used = ", a flow uses it" if cluster.is_used else ""
+    if tunnel is None:
+        left = ", though its launch was begun here: what there is of it may cost" if cluster.is_ours else ""
+        say(f"{what}  down{left}{used}")
+        if release and cluster.is_ours and agreed(f"Take down what there is of cluster {cluster.name}?", yes):
+            cluster.take_down(say)
+            say(f"took down {cluster.name}")
+        return
+    ours = tunnel.token is not None
+    by = "launched by this pipeline" if ours else "launched by somebody else"
+    with closing(tunnel):
+        client = connect(tunnel.url, tunnel.token)
+        active = show(settings, client, f"{what}  up, {by}{used}")
+        todo = [f"end {len(active)} jobs, their checkpoints kept"] if active else []
+        todo += [f"take down cluster {cluster.name}"] if ours else []
+        if not (release and todo and agreed(f"{' and '.join(todo).capitalize()}?", yes)):
+            return
+        end(settings, client, active)
+    if ours:
+        cluster.take_down(say)
+        say(f"took down {cluster.name}")
+
+
+def show(settings: Settings, client: Any, state: str) -> list[str]:
+    """Print a cluster with its nodes, jobs and leases; returns the jobs that hold something or wait for it."""
+    store = ObjectStore(settings.object_store_uri)
+    jobs = [job for job in list_jobs(client) if job["submission_id"].startswith("training-")]
+    active = [job for job in jobs if job["status"] in ACTIVE]
+    say(state)
+    for node in describe_nodes(client):
+        say(f"  {node}")
+    for job in active:
+        lease = read_lease(store, job["submission_id"])
+        age = f"renewed {time.time() - lease['renewed']:.0f} s ago by {lease['holder']}" if lease else "none"
+        say(f"  job {job['submission_id']}  {job['status']}  lease: {age}")
+    say(f"  {len(active)} jobs hold something or wait for it; {len(jobs) - len(active)} have ended")
+    return [job["submission_id"] for job in active]
+
+
+def end(settings: Settings, client: Any, jobs: list[str]) -> None:
+    """End jobs for good."""
+    for job in jobs:
+        stop_job(client, job)
+        forget_job(ObjectStore(settings.object_store_uri), job)
+        say(f"ended {job}")
+
+
+def agreed(question: str, yes: bool) -> bool:
+    """Ask, unless the answer was given ahead."""
+    if yes:
+        return True
+    sys.stdout.write(f"{question} [y/N] ")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    say("Nothing was ended.")
+    return False
+
+
 def say(line: str) -> None:
     """A line of the answer."""
     sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

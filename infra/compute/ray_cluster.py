@@ -69,6 +69,7 @@ class RayCluster:
     ) -> None:
         """Connects to nothing. Raises `SettingsError` for addresses that no node can reach, and without Ray."""
         self._url = jobs_url.rstrip("/")
+        self._token: Path | None = None
         self._settings = settings
         self._accelerator = accelerator
         self._options = options
@@ -102,13 +103,7 @@ class RayCluster:
     def check(self) -> None:
         """Raise `ComputeUnavailable` or `SettingsError` if the cluster is not there, or cannot reach the services."""
         try:
-            version = self._client._do_request("GET", "/api/version")
-            if version.status_code in (401, 403):
-                raise ComputeUnavailable(
-                    f"The Ray cluster at {self._shown} refuses us (HTTP {version.status_code}): it wants a token.\n"
-                    "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
-                )
-            there = version.json()["ray_version"]
+            there = self._client._do_request("GET", "/api/version").json()["ray_version"]
         except (OSError, ValueError, KeyError) as error:
             raise ComputeUnavailable(
                 f"The Ray cluster at {self._shown} does not answer ({type(error).__name__}).\n"
@@ -123,16 +118,17 @@ class RayCluster:
                 "Both must be the same: install that version on one side."
             )
         head = next((node["node_ip"] for node in self._nodes() if node.get("is_head_node")), None)
-        if head is not None and head not in _own_addresses():
+        if head is not None and head not in own_addresses():
             check_addresses(self._settings, cluster_is_elsewhere=True)
 
-    def provision(self, tell: Callable[[str], None] = LOGGER.info) -> ComputeDescription:
+    def provision(self, tell: Callable[[str], None] = LOGGER.info, deadline: float | None = None) -> ComputeDescription:
         """Ask for a node, wait until the program stands by there, and say what it is.
 
-        `tell` is told what the cluster does meanwhile. Raises `ComputeUnavailable` if no node comes in time, if none
+        `tell` is told what the cluster does meanwhile; it may take until `deadline`, by the monotonic clock, or as long
+        as the options say. Raises `ComputeUnavailable` if no node comes in time, if none
         ever can, or if the node that came lacks what was asked for; nothing is held then.
         """
-        deadline = time.monotonic() + self._options.provision_timeout
+        deadline = deadline or time.monotonic() + self._options.provision_timeout
         try:
             while True:
                 self._acquire(tell)
@@ -465,7 +461,7 @@ class RayCluster:
     @property
     def _client(self) -> Any:
         if self._client_or_none is None:
-            self._client_or_none = connect(self._url)
+            self._client_or_none = connect(self._url, self._token)
         return self._client_or_none
 
     @property
@@ -663,9 +659,13 @@ def is_loopback(uri: str) -> bool:
     return host in ("localhost", "::1", "0.0.0.0", "") or host.startswith("127.")
 
 
-def connect(jobs_url: str) -> Any:
-    """A client of the Jobs API whose requests have deadlines; connects to nothing yet."""
-    return _jobs_client_class()(jobs_url)
+def connect(jobs_url: str, token: Path | None = None) -> Any:
+    """A client of the Jobs API whose requests have deadlines; connects to nothing yet.
+
+    `token` is the file with the cluster's token; without it Ray looks into the environment (RAY_AUTH_TOKEN_PATH).
+    """
+    headers = {"Authorization": f"Bearer {token.read_text()}"} if token else None
+    return _jobs_client_class()(jobs_url, headers=headers)
 
 
 def list_jobs(client: Any) -> list[dict[str, Any]]:
@@ -727,6 +727,7 @@ def forget_job(store: ObjectStore, job: str) -> None:
 def _jobs_client_class() -> Any:
     try:
         from ray.dashboard.modules.job.sdk import JobSubmissionClient
+        from ray.exceptions import AuthenticationError
     except ImportError as error:
         raise SettingsError(
             "--compute ray needs Ray, which is not installed here.\nInstall it: pip install '.[ray]', or build the "
@@ -743,7 +744,13 @@ def _jobs_client_class() -> Any:
 
         def _do_request(self, *args: Any, **kwargs: Any) -> Any:
             kwargs.setdefault("timeout", (SECONDS_TO_CONNECT, SECONDS_TO_ANSWER))
-            return super()._do_request(*args, **kwargs)
+            try:
+                return super()._do_request(*args, **kwargs)
+            except AuthenticationError as error:
+                raise ComputeUnavailable(
+                    f"The Ray cluster at {without_secrets(self._address)} refuses us: it wants a token, or another "
+                    "one.\nSet RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
+                ) from error
 
     return Client
 
@@ -773,7 +780,8 @@ def _node_died(info: Mapping[str, Any]) -> bool:
     return "ACTOR_DIED" in str(info.get("error_type"))
 
 
-def _own_addresses() -> set[str]:
+def own_addresses() -> set[str]:
+    """The addresses of this machine."""
     return {address.address for found in psutil.net_if_addrs().values() for address in found}
 
 

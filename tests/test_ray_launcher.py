@@ -1,0 +1,401 @@
+"""A cluster that is launched by Ray's own launcher over a real ssh, used with its token, and taken down.
+
+The other machine is this one, in namespaces of its own: see `tests/ssh_machine.py`.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from infra.compute import ClusterOptions, Job, Workload, compute_target
+from infra.compute.ray_launcher import RAY, ClusterOfFile, LaunchedCluster, ask_provider, read_cluster_file
+from infra.errors import ComputeUnavailable, SettingsError
+from infra.settings import Settings, load_settings
+from tasks.train_model import REQUIREMENTS
+from tests.http_server import serving
+from tests.pipeline import ROOT, wait_until
+from tests.s3_server import SECRET, s3_server
+from tests.ssh_machine import SshMachine, ssh_machine, why_not
+
+# A launch takes a quarter of a minute on an idle machine, and so does `ray down`.
+pytestmark = pytest.mark.timeout(600)
+
+READY_FILE = ROOT / "infra" / "ray-cluster.yaml"
+
+TOY = """
+    import json, os, sys
+    if sys.argv[1] == "devices":
+        print(json.dumps({"devices": [{"kind": "cpu", "name": "none at all"}]}))
+        sys.exit()
+    print("standing by", flush=True)
+    if not sys.stdin.readline(): sys.exit()
+    for name, value in sorted(os.environ.items()): print(name, value)
+"""
+
+FLOW = """
+    import sys, time
+    from pathlib import Path
+    from threading import Event
+    from infra.compute.ray_launcher import ClusterOfFile
+    from infra.settings import load_settings
+    settings = load_settings()
+    cluster = ClusterOfFile(settings.ray_cluster_file, settings)
+    tunnel = cluster.join(lambda line: print(line, flush=True), time.monotonic() + 300, Event())
+    print("tunnel", tunnel._process.pid, flush=True)
+    time.sleep(600)
+"""
+"""A flow as far as the cluster is concerned, to be killed."""
+
+
+class Launching:
+    """A machine to launch clusters on, services on loopback, and computes."""
+
+    def __init__(self, folder: Path, machine: SshMachine, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.machine = machine
+        self.environment = environment
+
+    def settings(self, file: Path) -> Settings:
+        return load_settings({**self.environment, "RAY_CLUSTER_FILE": str(file)})
+
+    def compute(self, file: Path) -> LaunchedCluster:
+        program = self.folder / "toy"
+        program.mkdir(exist_ok=True)
+        (program / "__main__.py").write_text(textwrap.dedent(TOY))
+        options = ClusterOptions(gpus=0, provision_timeout=300, lease_timeout=120)
+        workload = Workload(program, "train", (), "training-toy")
+        target = compute_target("ray", self.settings(file), "cpu", options, workload)
+        assert isinstance(target, LaunchedCluster)
+        return target
+
+    def job(self) -> Job:
+        return Job(self.folder / "toy", ("train",))
+
+    def cli(self, file: Path, *words: str) -> str:
+        return self._run([sys.executable, "-m", "infra.compute", *words], file)
+
+    def ray(self, file: Path, *words: str) -> str:
+        return self._run([*RAY, *words, str(file)], file)
+
+    def _run(self, command: list[str], file: Path) -> str:
+        environment = {**os.environ, **self.environment, "RAY_CLUSTER_FILE": str(file)}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def flow(self, file: Path) -> "subprocess.Popen[str]":
+        environment = {**os.environ, **self.environment, "RAY_CLUSTER_FILE": str(file)}
+        code = textwrap.dedent(FLOW)
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+
+    def wait_until_nothing_runs(self) -> None:
+        wait_until(lambda: self.machine.processes() == [], 60, "the end of every process of the cluster")
+
+
+@pytest.fixture(scope="module")
+def launching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launching]:
+    if (reason := why_not()) and not os.environ.get("CI"):
+        pytest.skip(reason)
+    assert not reason, reason
+    folder = tmp_path_factory.mktemp("launching")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        s3_server(folder / "s3", "bucket") as s3,
+        serving() as tracker,
+        ssh_machine(s3.environment) as machine,
+    ):
+        # RAY_TMPDIR: where the launcher keeps what it knows of a cluster.
+        here = {"PATH": machine.path, "RAY_TMPDIR": str(machine.folder), "RAY_AUTH_MODE": "disabled"}
+        for name, value in {**s3.environment, **here}.items():
+            patch.setenv(name, value)
+        environment = {
+            **s3.environment,
+            # Nodes ask whether it is there, and no more.
+            "MLFLOW_TRACKING_URI": tracker.address.removesuffix("/folder/"),
+            "OBJECT_STORE_URI": "s3://bucket/store",
+            "PIPELINE_HOME": str(folder / "home"),
+        }
+        yield Launching(folder, machine, environment)
+
+
+def test_it_is_launched_for_a_job_that_runs_with_its_token_and_is_taken_down(
+    launching: Launching, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("infra", "ray", "urllib3"):
+        caplog.set_level("DEBUG", name)
+    file = launching.machine.cluster_file("whole")
+    compute = launching.compute(file)
+    compute.check()
+    assert launching.machine.processes() == [], "a look has launched something"
+    cluster = ClusterOfFile(file, launching.settings(file))
+    assert "cluster whole  ray  down" in launching.cli(file, "list")
+    told: list[str] = []
+    beside = ClusterOfFile(file, launching.settings(file))
+    try:
+        compute.provision(told.append)
+        token = cluster.token.read_text()
+        assert cluster.token.stat().st_mode & 0o777 == 0o600
+        url = str(compute._url)
+        assert httpx.get(f"{url}/api/jobs/").status_code == 401
+        assert httpx.get(f"{url}/api/jobs/", headers={"Authorization": "Bearer guessed"}).status_code == 403
+        jobs = httpx.get(f"{url}/api/jobs/", headers={"Authorization": f"Bearer {token}"}).text
+        assert "training-toy-1" in jobs
+        listening = [one.laddr for one in psutil.net_connections() if one.status == psutil.CONN_LISTEN and one.laddr]
+        assert [place.ip for place in listening if place.port == dashboard_port(file)] == ["127.0.0.1"]
+
+        lines = list(compute.run(launching.job()))
+        assert "standing by" in lines
+        assert "RAY_AUTH_MODE token" in lines
+        processes = launching.machine.processes()
+        logs = "".join(path.read_text() for path in cluster.folder.glob("*.log"))
+        for place in (jobs, logs, caplog.text, *told, *lines, *processes):
+            assert token not in place
+            assert SECRET not in place.replace(f"AWS_SECRET_ACCESS_KEY {SECRET}", "")
+        assert ask_provider(cluster.folder / "launched.yaml")[0] == "127.0.0.1"
+        # By this the head brings every node that it starts the token too.
+        for_nodes = json.loads((launching.machine.home / "ray_bootstrap_config.yaml").read_text())
+        there = f"~/.ray/{cluster.folder.name}.token"
+        assert for_nodes["file_mounts"] == {there: there}
+        assert (launching.machine.home / there[2:]).read_text() == token
+        assert all(f"RAY_AUTH_TOKEN_PATH={there}; ray" in line for line in for_nodes["worker_start_ray_commands"])
+
+        listed = launching.cli(file, "list")
+        assert "cluster whole  ray  up, launched by this pipeline, a flow uses it" in listed
+        assert "1 have ended" in listed
+
+        tunnel = beside.join(told.append, time.monotonic() + 60, Event())
+        compute.release()
+        assert tunnel.asks_for_its_token(), "it was taken down while another flow used it"
+        tunnel.close()
+    finally:
+        compute.release()
+        beside.leave()
+    assert list(dict.fromkeys(line.partition(",")[0] for line in told))[-3:] == [
+        "Found cluster whole",
+        "Cluster whole stays up for another flow that uses it",
+        "Cluster whole was taken down",
+    ]
+    launching.wait_until_nothing_runs()
+    assert not cluster.is_ours
+    assert not cluster.token.exists()
+    assert not [one for one in psutil.process_iter(["cmdline"]) if f":{dashboard_port(file)}" in words_of(one)]
+
+
+def test_one_that_is_up_is_used_and_left_as_it_was(launching: Launching) -> None:
+    file = launching.machine.cluster_file("found")
+    cluster = ClusterOfFile(file, launching.settings(file))
+    # What is left where a flow launched it, was killed, and a person has taken it down and launched it again.
+    cluster.folder.mkdir(parents=True)
+    shutil.copy(file, cluster.folder / "launched.yaml")
+    (cluster.folder / "token").write_text("0" * 64)
+    launching.ray(file, "up", "--yes")
+    told: list[str] = []
+    compute = launching.compute(file)
+    try:
+        compute.provision(told.append)
+        assert "Found cluster found, which is up already: it is not taken down at the end" in told
+        assert "standing by" in list(compute.run(launching.job()))
+    finally:
+        compute.release()
+    assert not cluster.is_ours
+    assert "cluster found  ray  up, launched by somebody else\n" in launching.cli(file, "list")
+    assert "took down" not in launching.cli(file, "release", "--yes")
+    assert any("gcs_server" in line for line in launching.machine.processes())
+    launching.ray(file, "down", "--yes")
+    launching.wait_until_nothing_runs()
+
+
+def test_a_flow_that_is_killed_leaves_a_cluster_that_the_next_knows_as_its_own(launching: Launching) -> None:
+    file = launching.machine.cluster_file("killed")
+    cluster = ClusterOfFile(file, launching.settings(file))
+    flow = launching.flow(file)
+    wait_until(lambda: "Starting the Ray runtime" in log_of(cluster, "up"), 120, "the middle of `ray up`")
+    kill(flow)
+    assert cluster.is_ours
+    assert not cluster.is_used
+
+    again = launching.flow(file)
+    assert again.stdout is not None
+    told = [again.stdout.readline() for _ in range(3)]
+    assert "is being launched or taken down by process" in told[0]
+    assert "which another flow from here launched" in told[1]
+    tunnel = psutil.Process(int(told[2].removeprefix("tunnel ")))
+    assert cluster.is_used
+    kill(again)
+    psutil.wait_procs([tunnel], timeout=30)
+    assert not tunnel.is_running(), "the tunnel has outlived its flow"
+    assert "cluster killed  ray  up, launched by this pipeline\n" in launching.cli(file, "list")
+
+    # A flow that needs no compute, such as the same command once the training is done.
+    launching.compute(file).release()
+    launching.wait_until_nothing_runs()
+    assert not cluster.is_ours
+
+
+def test_what_a_killed_flow_has_left_is_taken_down_by_hand(launching: Launching) -> None:
+    file = launching.machine.cluster_file("by-hand", setup_commands=["sleep 600"])
+    flow = launching.flow(file)
+    wait_until(lambda: any("sleep" in line for line in launching.machine.processes()), 120, "the setup")
+    kill(flow)
+    # The launcher that goes on without its flow would keep the lock until its setup has ended.
+    orphan = next(one for one in psutil.process_iter(["cmdline"]) if "by-hand/launched.yaml" in words_of(one))
+    os.killpg(orphan.pid, signal.SIGKILL)
+    listed = launching.cli(file, "list")
+    assert "cluster by-hand  ray  down, though its launch was begun here" in listed
+    assert "took down by-hand" in launching.cli(file, "release", "--yes")
+    launching.wait_until_nothing_runs()
+    assert "cluster by-hand  ray  down\n" in launching.cli(file, "list")
+
+
+def test_a_release_in_the_middle_of_the_launch_ends_it(launching: Launching) -> None:
+    file = launching.machine.cluster_file("stopped", setup_commands=["sleep 600"])
+    compute = launching.compute(file)
+    with ThreadPoolExecutor(1) as pool:
+        provisioned = pool.submit(compute.provision, lambda line: None)
+        wait_until(lambda: any("sleep" in line for line in launching.machine.processes()), 120, "the setup")
+        compute.release()
+        with pytest.raises(ComputeUnavailable, match="was released before its cluster was up"):
+            provisioned.result(60)
+    launching.wait_until_nothing_runs()
+    assert not ClusterOfFile(file, launching.settings(file)).is_ours
+
+
+def test_a_launch_that_fails_is_told_with_its_last_words_and_nothing_is_left(launching: Launching) -> None:
+    file = launching.machine.cluster_file("failing", setup_commands=["echo no such wheel; false"])
+    compute = launching.compute(file)
+    with pytest.raises(ComputeUnavailable, match=r"(?s)failing.* was not launched: `ray up`.*up\.log") as raised:
+        compute.provision(lambda line: None)
+    assert len(str(raised.value).splitlines()) < 10
+    assert "no such wheel" in log_of(ClusterOfFile(file, launching.settings(file)), "up")
+    assert not ClusterOfFile(file, launching.settings(file)).is_ours
+    compute.release()
+    launching.wait_until_nothing_runs()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"provider": {"type": "local", "head_ip": "127.0.0.3", "worker_ips": []}}, "Connection refused"),
+        ({"auth": {"ssh_user": "root", "ssh_private_key": "/no/such/key"}}, "Permission denied"),
+    ],
+)
+def test_a_head_that_does_not_let_us_in_is_told_and_nothing_is_left(
+    launching: Launching, changes: dict[str, Any], told: str
+) -> None:
+    file = launching.machine.cluster_file("wrong", **changes)
+    compute = launching.compute(file)
+    compute.check()
+    with pytest.raises(ComputeUnavailable, match=rf"(?s)ssh does not reach root@127.0.0.\d.*{told}") as raised:
+        compute.provision(lambda line: None)
+    assert len(str(raised.value).splitlines()) < 8
+    compute.release()
+    assert not ClusterOfFile(file, launching.settings(file)).is_ours
+    assert launching.machine.processes() == []
+
+
+def test_a_file_that_turns_the_token_off_is_not_launched(launching: Launching) -> None:
+    commands = {"head_start_ray_commands": ["RAY_AUTH_MODE=disabled ray start --head"]}
+    file = launching.machine.cluster_file("open", **commands)
+    with pytest.raises(SettingsError, match="turn Ray's token authentication off"):
+        launching.compute(file).provision(lambda line: None)
+    assert launching.machine.processes() == []
+
+
+def test_a_cluster_that_lets_anybody_in_is_taken_down_at_once(launching: Launching) -> None:
+    file = launching.machine.cluster_file("sly")
+    file.write_text(file.read_text().replace("ray start", "export RAY_'AUTH'_MODE=disabled; ray start", 1))
+    with pytest.raises(ComputeUnavailable, match="does not ask for the token that it was given"):
+        launching.compute(file).provision(lambda line: None)
+    launching.wait_until_nothing_runs()
+    assert not ClusterOfFile(file, launching.settings(file)).is_ours
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "there is no such file"),
+        ("a: [", r"is not YAML \(line 1\)"),
+        ("provider: {type: local}", "is no cluster file: the whole breaks the rule required"),
+        ("cluster_name: x\nprovider: {type: aws, region: {secret: word}}", r"provider\.region breaks the rule type"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused(content: str | None, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError, match=f"RAY_CLUSTER_FILE is .*{told}") as raised:
+        read_cluster_file(load_settings({"RAY_CLUSTER_FILE": str(file)}).ray_cluster_file or file)
+    assert "word" not in str(raised.value)
+
+
+def test_one_cluster_is_named_and_not_two(tmp_path: Path) -> None:
+    environment = {"RAY_CLUSTER_FILE": str(READY_FILE), "RAY_JOBS_URL": "http://127.0.0.1:8265"}
+    with pytest.raises(SettingsError, match="are both set"):
+        load_settings(environment)
+
+
+def test_services_on_loopback_are_refused_for_a_head_elsewhere(tmp_path: Path) -> None:
+    environment = {"OBJECT_STORE_URI": "s3://bucket/store", "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
+    settings = load_settings({**environment, "PIPELINE_HOME": str(tmp_path)})
+    with pytest.raises(SettingsError, match="this machine alone"):
+        ClusterOfFile(READY_FILE, settings).check()
+
+
+def test_the_ready_file_is_as_ray_and_the_cloud_want_it_with_the_versions_of_here() -> None:
+    from botocore.session import Session
+    from botocore.validate import ParamValidator
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(read_cluster_file(READY_FILE))
+    validate_config(config)
+    rules = Session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for node_type in config["available_node_types"].values():
+        wrong = ParamValidator().validate({**node_type["node_config"], "MinCount": 1, "MaxCount": 1}, rules)
+        assert not wrong.has_errors(), wrong.generate_report()
+    head, gpu = (config["available_node_types"][name] for name in ("head", "gpu"))
+    assert (head["resources"], gpu["min_workers"], gpu["max_workers"]) == ({"CPU": 0}, 0, 4)
+    starts = " ".join(config["head_start_ray_commands"])
+    assert "--num-cpus=0" in starts
+    assert "--dashboard-host=127.0.0.1" in starts
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert "RAY_AUTH_MODE=token" in " ".join(config[name])
+    pinned = dict(re.findall(r'"([a-z0-9]+)(?:\[[a-z-]+\])?==([\d.]+)"', " ".join(config["worker_setup_commands"])))
+    assert pinned == {name: version(name) for name in (*REQUIREMENTS, "ray", "boto3")}
+
+
+def dashboard_port(file: Path) -> int:
+    return int(re.findall(r"--dashboard-port=(\d+)", file.read_text())[0])
+
+
+def words_of(process: psutil.Process) -> str:
+    return " ".join(process.info["cmdline"] or ())
+
+
+def log_of(cluster: ClusterOfFile, name: str) -> str:
+    path = cluster.folder / f"{name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def kill(flow: "subprocess.Popen[str]") -> None:
+    flow.send_signal(signal.SIGKILL)
+    flow.wait()
