@@ -29,7 +29,7 @@ RAY_START = "ray start --min-worker-port=0 --max-worker-port=0 --object-store-me
 
 def why_not() -> str | None:
     """What keeps such a machine from being started here; None if nothing does."""
-    missing = [name for name in ("ssh", "rsync", "unshare") if not shutil.which(name)]
+    missing = [name for name in ("ssh", "rsync", "unshare", "setpriv") if not shutil.which(name)]
     if not shutil.which("sshd", path="/usr/sbin:/usr/local/sbin"):
         missing.append("sshd")
     if missing:
@@ -82,7 +82,9 @@ class SshMachine:
         )
         inside = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && mount --bind {self.folder}/ray /tmp/ray"
         inside += f" && exec /usr/sbin/sshd -D -e -f {self.folder}/sshd_config"
-        command = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", inside]
+        # Not even a test that is killed leaves it behind.
+        command = ["setpriv", "--pdeathsig", "KILL"]
+        command += ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", inside]
         with (self.folder / "sshd.txt").open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         wait_until(lambda: self._process is None or self._process.poll() is not None or self._lets_us_in(), 30, "sshd")

@@ -254,11 +254,13 @@ def test_a_flow_that_is_killed_leaves_a_cluster_that_the_next_knows_as_its_own(l
 
 def test_what_a_killed_flow_has_left_is_taken_down_by_hand(launching: Launching) -> None:
     file = launching.machine.cluster_file("by-hand", setup_commands=["sleep 600"])
+    cluster = ClusterOfFile(file, launching.settings(file))
     flow = launching.flow(file)
     wait_until(lambda: any("sleep" in line for line in launching.machine.processes()), 120, "the setup")
     kill(flow)
     # The launcher that goes on without its flow would keep the lock until its setup has ended.
-    orphan = next(one for one in psutil.process_iter(["cmdline"]) if "by-hand/launched.yaml" in words_of(one))
+    launched = str(cluster.folder / "launched.yaml")
+    orphan = next(one for one in psutil.process_iter(["cmdline"]) if launched in words_of(one))
     os.killpg(orphan.pid, signal.SIGKILL)
     listed = launching.cli(file, "list")
     assert "cluster by-hand  ray  down, though its launch was begun here" in listed
