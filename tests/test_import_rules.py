@@ -58,7 +58,7 @@ def test_the_program_imports_nothing_else_of_ours(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files("flows") + files("tasks") + files("infra"), ids=lambda path: path.name)
 def test_each_service_has_one_module(path: Path) -> None:
-    homes = {"mlflow": "experiment_tracker.py", "s3fs": "object_store.py", "ray": "ray_cluster.py"}
+    homes = {"mlflow": "experiment_tracker.py", "botocore": "object_store.py", "ray": "ray_cluster.py"}
     for library, home in homes.items():
         assert library not in top_levels(path) or path.name == home
 
@@ -71,6 +71,6 @@ def test_only_settings_read_the_environment(path: Path) -> None:
 
 
 def test_importing_the_flow_loads_neither_tensorflow_nor_mlflow() -> None:
-    code = "import sys, flows.train_mnist; print({'tensorflow', 'keras', 'mlflow', 'ray', 's3fs'} & set(sys.modules))"
+    code = "import sys, flows.train_mnist; print({'tensorflow', 'keras', 'mlflow', 'ray', 'botocore'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,4 +1,4 @@
-"""The object store: one suite for a folder and for a real S3 server, then what each can go wrong with."""
+"""The object store: one suite for a folder, a real S3 server and fsspec, then what each can go wrong with."""
 
 import hashlib
 import os
@@ -45,10 +45,12 @@ def bucket(server: S3Server, request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "folder":
         return ObjectStore((tmp_path / "a store").as_uri())
+    if request.param == "memory":
+        return ObjectStore(f"memory://{tmp_path}")
     return ObjectStore(f"s3://{request.getfixturevalue('bucket')}/some/prefix")
 
 
@@ -239,6 +241,8 @@ def test_a_wrong_key_is_told_with_its_variable_and_without_the_key(
         lambda: store.get_bytes("a"),
         lambda: store.sizes("a"),
         lambda: store.put_files([("a", source(tmp_path / "a", b"1"))], print),
+        # The refusal comes while the body is still on its way.
+        lambda: store.put_files([("a", source(tmp_path / "a", bytes(5 * MIB)))], print),
         lambda: store.put_files([("a", source(tmp_path / "a", bytes(6 * MIB)))], print),
     ):
         with pytest.raises(ObjectStoreError) as told:
@@ -315,7 +319,7 @@ def test_a_connection_that_closes_without_an_answer_is_unreachable(
 
 def test_an_upload_in_parts_that_was_killed_counts_for_nothing_and_is_freed(bucket: str) -> None:
     store = ObjectStore(f"s3://{bucket}/p")
-    store._backend._fs.call_s3("create_multipart_upload", Bucket=bucket, Key="p/a")  # type: ignore[union-attr]
+    store._backend._client.create_multipart_upload(Bucket=bucket, Key="p/a")  # type: ignore[union-attr]
     assert store.sizes("") == {}
     store.discard_unfinished("")
     assert unfinished_uploads(store) == ["p/a"], "one that may still be alive is left alone"
