@@ -144,6 +144,13 @@ def test_a_schedule_that_is_due_fires_and_a_night_without_changes_trains_nothing
     finally:
         (made,) = created.json()
         stack.api("DELETE", f"/deployments/{nightly['id']}/schedules/{made['id']}")
+        # A tick that the worker has taken up by then holds the only slot, and has its run.
+        wait_until(
+            lambda: stack.deployment("nightly")["global_concurrency_limit"]["active_slots"] == 0,
+            120,
+            "the last tick to end",
+            POLL_SECONDS,
+        )
 
 
 @pytest.mark.usefixtures("side_by_side")
