@@ -11,8 +11,9 @@ import psutil
 
 
 def make_folder(scratch: Path) -> Path:
-    """A new folder under `scratch`; whoever asks for it removes it."""
+    """A new folder under `scratch`; whoever asks for it removes it or, if killed before, whoever asks next."""
     scratch.mkdir(parents=True, exist_ok=True)
+    remove_dead_folders(scratch)
     return Path(tempfile.mkdtemp(prefix=f"job-{os.getpid()}-", dir=scratch))
 
 
@@ -29,3 +30,9 @@ def temporary_folder(scratch: Path) -> Iterator[Path]:
 def dead_folders(scratch: Path) -> list[Path]:
     """The folders under `scratch` whose process was killed before it could remove them."""
     return [folder for folder in scratch.glob("job-*-*") if not psutil.pid_exists(int(folder.name.split("-")[1]))]
+
+
+def remove_dead_folders(scratch: Path) -> None:
+    """Remove them; several processes may do so at once."""
+    for folder in dead_folders(scratch):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -32,6 +32,9 @@ os.environ |= {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
+# A shell lets what it starts in the background ignore Ctrl-C, and every flow of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 STACK = ("test_browser.py", "test_stack.py")
 """The files whose tests share a stack."""

@@ -21,7 +21,7 @@ import psutil
 
 from infra.compute import Accelerator, ComputeDescription, Job, program_files, program_sha256
 from infra.errors import ComputeUnavailable, TrainingFailed
-from infra.scratch import dead_folders, make_folder
+from infra.scratch import make_folder, remove_dead_folders
 from infra.settings import child_environment
 
 STANDING_BY = "standing by"
@@ -63,8 +63,7 @@ class LocalProcess:
                 "Install the NVIDIA driver, or train on the CPU with --accelerator cpu."
             )
         self._scratch.mkdir(parents=True, exist_ok=True)
-        for folder in dead_folders(self._scratch):
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_dead_folders(self._scratch)
         free = shutil.disk_usage(self._scratch).free
         if free < NEEDED_DISK_BYTES:
             raise ComputeUnavailable(
