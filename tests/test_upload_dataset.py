@@ -186,12 +186,17 @@ def test_a_local_file_that_changed_leaves_the_data_set_without_a_manifest(
     assert not any(found.complete for found in list_datasets(store))
 
 
-def test_what_disappears_while_it_is_sent_is_noticed_before_the_manifest(store: ObservedStore, files: Path) -> None:
+def test_what_was_there_and_disappears_during_the_upload_is_noticed_before_the_manifest(
+    store: ObservedStore, files: Path
+) -> None:
     class Sabotaged(ObservedStore):
         def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
             super().put_files(files, on_bytes)
             next(self.folder.rglob(TEST_IMAGES)).unlink()
 
+    upload(store, files)
+    for name in (MANIFEST, TRAIN_IMAGES):
+        next(store.folder.rglob(name)).unlink()
     with pytest.raises(ObjectStoreError, match=rf"{TEST_IMAGES}: expected .* bytes, found nothing"):
         upload(Sabotaged(store.uri, store.folder), files)
     assert not list(store.folder.rglob(MANIFEST))
