@@ -7,6 +7,7 @@ counts only once it is complete. Listings are asked of the store each time.
 import asyncio
 import base64
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -153,7 +154,10 @@ class ObjectStore:
             self._backend.delete(key)
 
     def discard_unfinished(self, prefix: str, older_than_seconds: float = _DEAD_AFTER_SECONDS) -> None:
-        """Free what uploads that were killed under `prefix` left behind, where the store lets us."""
+        """Free what uploads that were killed under `prefix` left behind, where the store lets us.
+
+        In a folder the writer holds a lock, so what is left is known at once; elsewhere its age must tell.
+        """
         with suppress(ObjectStoreError), self._errors_told("list unfinished uploads"):
             self._backend.discard_unfinished(prefix, time.time() - older_than_seconds)
 
@@ -193,6 +197,11 @@ class _Folder:
         unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
             with unfinished.open("wb") as file:
+                with suppress(OSError):  # Some file systems have no locks.
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not unfinished.exists():  # It was taken for a dead one's before it was locked.
+                    self._write(key, chunks, on_bytes)
+                    return
                 for chunk in chunks:
                     file.write(chunk)
                     on_bytes(len(chunk))
@@ -225,11 +234,17 @@ class _Folder:
         (self.root / key).unlink(missing_ok=True)
 
     def discard_unfinished(self, prefix: str, before: float) -> None:
-        # An upload that lives writes to its file all the time.
         for path in filter(_is_unfinished, (self.root / prefix).rglob("*")):
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < before:
-                    path.unlink()
+            with suppress(FileNotFoundError), path.open("r+b") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    # No locks here. An upload that lives writes to its file all the time.
+                    if path.stat().st_mtime >= before:
+                        continue
+                path.unlink()
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The object store: one suite for a folder and for a real S3 server, then what each can go wrong with."""
 
+import fcntl
 import hashlib
 import os
 import resource
@@ -141,9 +142,18 @@ def test_a_folder_keeps_the_unfinished_files_of_the_living_and_loses_those_of_th
     dead, living = tmp_path / "p/.file.0123.part", tmp_path / "p/.file.4567.part"
     for path in (dead, living):
         path.write_bytes(b"half")
-    os.utime(dead, (1, 1))
-    store.discard_unfinished("p")
+        os.utime(path, (1, 1))
+    with living.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        store.discard_unfinished("p")
     assert (dead.exists(), living.exists()) == (False, True)
+
+
+def test_what_a_folder_is_being_sent_is_not_taken_for_a_dead_ones(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path.as_uri() + "/store")
+    file = source(tmp_path / "file", os.urandom(12 * MIB))
+    store.put_files([("p/file", file)], lambda n: ObjectStore(store.uri).discard_unfinished("p", -1))
+    assert store.sizes("p") == {"file": 12 * MIB}
 
 
 def test_a_folder_with_a_space_is_that_folder(tmp_path: Path) -> None:
