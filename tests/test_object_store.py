@@ -249,6 +249,8 @@ def test_a_wrong_key_is_told_with_its_variable_and_without_the_key(
         lambda: store.get_bytes("a"),
         lambda: store.sizes("a"),
         lambda: store.put_files([("a", source(tmp_path / "a", b"1"))], print),
+        # The refusal comes while the body is still on its way.
+        lambda: store.put_files([("a", source(tmp_path / "a", bytes(5 * MIB)))], print),
         lambda: store.put_files([("a", source(tmp_path / "a", bytes(6 * MIB)))], print),
     ):
         with pytest.raises(ObjectStoreError) as told:
