@@ -34,7 +34,7 @@ _MAX_PARTS = 10_000  # More S3 does not take: beyond 50 GB parts grow.
 _REQUESTS = 4
 """Requests under way at once, and with them the parts in memory; as `rclone copy` does.
 
-A process that sent 1 GiB peaked at 72 MB for a thousand files and 103 MB for one, in 1.08 and 0.68 of rclone's time
+A process that sent 1 GiB peaked at 72 MB for a thousand files and 107 MB for one, in 0.99 and 0.67 of rclone's time
 (tests/benchmarks/upload.py). Parts of 8 MiB, or two or eight at once, were no faster, and eight peaked at 170 MB.
 """
 _DEAD_AFTER_SECONDS = 24 * 3600
