@@ -43,9 +43,9 @@ _S3_CONFIG: dict[str, Any] = {
     # A server that is down is told within a minute: 3 times 15 s, and the pauses between.
     "retries": {"mode": "standard", "total_max_attempts": 3},
     "connect_timeout": 5,
+    "read_timeout": 15,
     # A name of our own: botocore's lists the machine's parts, and puts them together for each request anew (0.4 ms).
     "user_agent": "keras-at-scale",
-    "read_timeout": 15,
     # Over http botocore would hash every body once more to sign it: 0.6 s per GiB. What signs it here is
     # its checksum, a signed header that the server checks: a file's SHA-256, which the caller knows anyway,
     # or a part's CRC32, botocore's default. AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED leaves the
@@ -72,7 +72,7 @@ def _options(scheme: str) -> dict[str, Any]:
         async def send(self, request: Any) -> Any:
             if isinstance(request.body, io.BytesIO):
                 request.body = request.body.getvalue()  # No copy: it shares the bytes that it was made of.
-                # It asks whether to send the body, for which nobody is waited for at 5 MiB: a round trip saved.
+                # With it botocore has the server asked before each body is sent: a round trip, to save 5 MiB at most.
                 request.headers.pop("Expect", None)
             return await super().send(request)
 

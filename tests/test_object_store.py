@@ -156,6 +156,24 @@ def test_what_a_folder_is_being_sent_is_not_taken_for_a_dead_ones(tmp_path: Path
     assert store.sizes("p") == {"file": 12 * MIB}
 
 
+def test_a_file_that_was_taken_for_a_dead_ones_before_it_was_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The moment between open() and flock() cannot be met from outside: the first lock comes too late here.
+    late: list[Path] = []
+
+    def flock(descriptor: object, operation: int) -> None:
+        if not late:
+            late.extend(tmp_path.rglob("*.part"))
+            late[0].unlink()
+
+    monkeypatch.setattr("infra.object_store.fcntl.flock", flock)
+    store = ObjectStore(tmp_path.as_uri())
+    store.put_bytes("a", b"1")
+    assert (len(late), store.get_bytes("a")) == (1, b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_folder_with_a_space_is_that_folder(tmp_path: Path) -> None:
     store = ObjectStore((tmp_path / "my store").as_uri())
     store.put_bytes("a", b"1")

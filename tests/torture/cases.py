@@ -222,9 +222,9 @@ def store_folder(pipeline: Pipeline) -> Path:
 
 def _stored(pipeline: Pipeline) -> dict[str, Any]:
     root = store_folder(pipeline)
-    keys = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
-    # rclone's own half of a PUT: the server leaves it when the server itself is killed. S3 does not show such a thing.
-    keys = {key: path for key, path in keys.items() if not path.name.startswith(".rclone_temp_put_")}
+    # Without rclone's own half of a PUT, which the server leaves behind when it is killed itself: it is not ours.
+    files = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".rclone_temp_put_"))
+    keys = {path.relative_to(root).as_posix(): path for path in files}
     facts: dict[str, Any] = {key: _sha256(path) for key, path in keys.items() if not key.startswith("runs/")}
     # Checkpoints hold times and stand under the run's id.
     return facts | {"runs/": sorted(key.split("/", 2)[2] for key in keys if key.startswith("runs/"))}
