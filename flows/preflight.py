@@ -1,6 +1,5 @@
 """Before anything is paid for: say which services are used, refuse what cannot work, start what takes long."""
 
-import importlib
 import logging
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from infra.compute import (
 from infra.errors import PipelineError, SettingsError
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import Settings, load_settings, without_secrets
+from infra.tracker_process import TrackerProcess
 from tasks.dataset_catalog import DatasetDescription, describe_dataset
 from tasks.download_artifacts import check_output_dir
 from tasks.progress import Logger
@@ -98,7 +98,7 @@ def start_early(
     settings = load_settings()
     key = expected_key(settings, dataset, hyperparameters)
     target = compute_target(compute, settings, accelerator, cluster, workload(settings, experiment, key))
-    preflight(settings, ExperimentTracker(settings), target, dataset, hyperparameters, output_dir)
+    preflight(settings, TrackerProcess(settings), target, dataset, hyperparameters, output_dir)
     head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
 
 
@@ -114,19 +114,15 @@ def head_start(
 ) -> Thread:
     """Start, in the background, what takes long and needs no other step; once for the same arguments.
 
-    TensorFlow's import, in the standing-by program, and MLflow's (3 s) run beside the start of Prefect's temporary
-    server (8 s) and the download. What will be needed is a guess from the catalog's digests: the steps look for
+    TensorFlow's import, in the standing-by program, runs beside the start of Prefect's temporary server (8 s) and the
+    download. What will be needed is a guess from the catalog's digests: the steps look for
     themselves, and find it done or do it.
     """
-    tracker = ExperimentTracker(settings)
+    tracker = TrackerProcess(settings)
     # On a cluster the job itself lets the program stand by, once it has a node.
     target = this_machine(settings, accelerator) if compute == "local" else None
     if target and (retrain or tracker.is_new):
         target.stand_by(PROGRAM, "train")
-    if PREFECT_API_URL.value() is None:
-        # Prefect does this import (2 s) before it starts its server. Beside MLflow's, in one interpreter, both would
-        # take twice as long, and the server would start later.
-        importlib.import_module("prefect.server.api.server")
 
     def look() -> None:
         try:

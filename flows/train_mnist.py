@@ -4,7 +4,13 @@ python -m flows.train_mnist            as do `make train` and `python flows/trai
 python -m flows.train_mnist --help     what can be told
 """
 
-import infra.quiet_libraries  # noqa: F401  isort: skip
+import infra.quiet_libraries
+
+import infra.tracker_process  # isort: skip
+
+if __name__ == "__main__":
+    # Ahead of Prefect's import, to run beside it.
+    infra.tracker_process.start()
 
 from functools import partial
 from pathlib import Path
@@ -16,8 +22,8 @@ from pydantic import Field
 from flows.preflight import announce, expected_key, fit_to_dataset, head_start, preflight
 from flows.reporting import StepSeconds, TrainingReport, publish_report
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
-from infra.experiment_tracker import ExperimentTracker
 from infra.settings import load_settings
+from infra.tracker_process import TrackerProcess
 from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
 from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import download_artifacts, filled_in
@@ -74,7 +80,7 @@ def train_mnist(
     overwrite_dataset: bool = Field(False, description="Send the data set to the store even if it is there."),
 ) -> TrainingReport:
     settings = load_settings()
-    tracker = ExperimentTracker(settings)
+    tracker = TrackerProcess(settings)
     key = expected_key(settings, dataset, hyperparameters)
     target = compute_target(compute, settings, accelerator, cluster, workload(settings, experiment, key))
     machine = this_machine(settings, accelerator)

@@ -1,6 +1,6 @@
 """How MLflow is spoken to: runs, their files, logged models and registered model versions.
 
-MLflow's import takes 3 to 4 s, so it happens at the first use, or ahead of it by `warm_up`.
+MLflow's import takes 3 to 4 s, so it happens at the first use, or ahead of it by `import_mlflow`.
 """
 
 import logging
@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
-
-import httpx
 
 from infra.errors import TrackerError
 from infra.hidden_packages import packages_hidden
@@ -81,6 +79,8 @@ class ExperimentTracker:
         """Ask a server whether it is there, without MLflow's own patience of several minutes."""
         if not is_http(self.uri):
             return
+        import httpx
+
         try:
             status = httpx.get(f"{self.uri.rstrip('/')}/health", timeout=timeout_seconds).status_code
         except httpx.HTTPError as error:
@@ -94,10 +94,16 @@ class ExperimentTracker:
                 "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
             )
 
-    def warm_up(self) -> None:
-        """Import MLflow and open its store; afterwards calls take milliseconds."""
-        with self._translated("open the store"):
-            self._client.search_experiments(max_results=1)
+    def import_mlflow(self) -> None:
+        """Import what of MLflow the calls will need; nothing is opened or created."""
+        with _import_lock, packages_hidden("pandas", "scipy", "sklearn"):
+            # MLflow is built to do without them (as mlflow-skinny), and what it takes them for, data frames, is not
+            # used here. With the database store its import takes 3.0 s so, and 4.3 s with them.
+            import mlflow
+
+            if not is_http(self.uri):
+                import mlflow.store.model_registry.sqlalchemy_store
+                import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
     # Runs
 
@@ -312,12 +318,13 @@ class ExperimentTracker:
 
     @property
     def _client(self) -> Any:
+        if self._connected is not None:
+            return self._connected
+        self.import_mlflow()
         with _import_lock:
             if self._connected is None:
-                # MLflow is built to do without them (as mlflow-skinny), and what it takes them for, data frames, is
-                # not used here. With the database store its import takes 3.0 s so, and 4.3 s with them.
-                with packages_hidden("pandas", "scipy", "sklearn"):
-                    import mlflow
+                import mlflow
+
                 logging.getLogger("mlflow").setLevel(logging.WARNING)
                 logging.getLogger("alembic").setLevel(logging.WARNING)
                 if self.is_new:

@@ -1,0 +1,186 @@
+"""MLflow in a process of its own, so that its import waits for nothing and nothing waits for it.
+
+MLflow's import keeps a core busy for 1.5 to 2.6 s, and Prefect's for as long. In one interpreter the two take turns;
+in two processes the second is free of charge on any machine with two cores.
+"""
+
+import atexit
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
+from multiprocessing.connection import Connection, Pipe
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any
+
+from infra.errors import SettingsError, TrackerError
+from infra.experiment_tracker import ExperimentTracker
+from infra.settings import PROJECT_ROOT, Settings, child_environment, load_settings
+
+
+class TrackerProcess(ExperimentTracker):
+    """An `ExperimentTracker` whose calls to MLflow are made by a child process, one for all of this process.
+
+    Arguments and answers travel pickled. The child ends with us, however we end; should it end before us, the calls
+    that it owed raise `TrackerError`, and the next call starts another.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._settings = settings
+
+
+LOCAL = ("check_reachable", "run_url", "version_url")
+"""What needs no MLflow, and is answered here."""
+
+
+def _in_the_child(name: str) -> Callable[..., Any]:
+    def call(self: TrackerProcess, *args: Any, **kwargs: Any) -> Any:
+        return _child().call(self._settings, name, args, kwargs)
+
+    return call
+
+
+for _name, _member in vars(ExperimentTracker).items():
+    if callable(_member) and not _name.startswith("_") and _name not in LOCAL:
+        setattr(TrackerProcess, _name, _in_the_child(_name))
+
+
+class _Child:
+    def __init__(self) -> None:
+        self._connection, theirs = Pipe()
+        with theirs:
+            # -P, for what is imported must not depend on the folder that we are in; and we stay in it, for a
+            # database's address may be relative. A session of its own, so that Ctrl-C in the terminal reaches us
+            # alone, and the run's last status is still written. Its stdout is our stderr: ours may carry JSON.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
+                env=child_environment(PYTHONPATH=str(PROJECT_ROOT)),
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._numbers = count()
+        self._owed: dict[int, Future[Any]] = {}
+        self._lock = Lock()
+        self._requests: SimpleQueue[bytes] = SimpleQueue()
+        # Sent and received by threads: Ctrl-C interrupts the main thread alone, which may be anywhere in a call, and
+        # half a message would garble all that follow.
+        for work in (self._send, self._receive):
+            Thread(target=work, name="MLflow's process", daemon=True).start()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def call(self, settings: Settings, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        number = next(self._numbers)
+        answer: Future[Any] = Future()
+        with self._lock:
+            self._owed[number] = answer
+        self._requests.put(pickle.dumps((number, settings, name, args, kwargs)))
+        if self.has_ended:
+            self._give_up()
+        return answer.result()
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._connection.send_bytes(self._requests.get())
+
+    def _receive(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                number, value, error = self._connection.recv()
+                with self._lock:
+                    answer = self._owed.pop(number)
+                if error is None:
+                    answer.set_result(value)
+                else:
+                    answer.set_exception(error)
+        self._process.wait()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        with self._lock:
+            owed = list(self._owed.values())
+            self._owed.clear()
+        for answer in owed:
+            answer.set_exception(
+                TrackerError(
+                    f"The process that speaks to MLflow (pid {self._process.pid}) ended with exit status "
+                    f"{self._process.returncode} before it answered.\nRun the same command again."
+                )
+            )
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+_started: list[_Child] = []
+_start_lock = Lock()
+
+
+def start() -> None:
+    """Start the child if there is none, without waiting for it; it begins at once to import MLflow."""
+    _child()
+
+
+def _child() -> _Child:
+    with _start_lock:
+        if not _started or _started[-1].has_ended:
+            _started.append(_Child())
+            # Not left to the end of our connection: who looks after our end finds nothing that is just ending.
+            atexit.register(_started[-1].stop)
+        return _started[-1]
+
+
+def _serve(connection: Connection) -> None:
+    trackers: dict[Settings, ExperimentTracker] = {}
+
+    def answer(number: int, settings: Settings, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            tracker = trackers.setdefault(settings, ExperimentTracker(settings))
+            reply = pickle.dumps((number, getattr(tracker, name)(*args, **kwargs), None))
+        except Exception as error:
+            reply = pickle.dumps((number, None, _portable(error)))
+        with sending:
+            connection.send_bytes(reply)
+
+    sending = Lock()
+    Thread(target=_import_ahead, daemon=True).start()
+    while True:
+        try:
+            request = connection.recv()
+        except (EOFError, OSError):
+            # In the middle of whatever is being done, as if it had been done by the process that has ended: its locks
+            # are open, and its next attempt may have begun.
+            os._exit(0)
+        Thread(target=answer, args=request, daemon=True).start()
+
+
+def _import_ahead() -> None:
+    # What is wrong with the settings is said by who is asked to run, not here.
+    with contextlib.suppress(SettingsError):
+        ExperimentTracker(load_settings()).import_mlflow()
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = TrackerError(f"{type(error).__name__}: {error}")
+    error.add_note("".join(traceback.format_exception(error)))
+    return error
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))
