@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
-from infra.errors import SettingsError, TrackerError
+from infra.errors import TrackerError
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import PROJECT_ROOT, Settings, child_environment, load_settings
 
@@ -27,8 +27,8 @@ from infra.settings import PROJECT_ROOT, Settings, child_environment, load_setti
 class TrackerProcess(ExperimentTracker):
     """An `ExperimentTracker` whose calls to MLflow are made by a child process, one for all of this process.
 
-    Arguments and answers travel pickled. The child ends with us, however we end; should it end before us, the calls
-    that it owed raise `TrackerError`, and the next call starts another.
+    Arguments and answers travel pickled. The child ends with us, however we end. Should it end before us, another takes
+    its place and repeats the calls that were not answered; those that must not be done twice raise `TrackerError`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -40,9 +40,22 @@ LOCAL = ("check_reachable", "run_url", "version_url")
 """What needs no MLflow, and is answered here."""
 
 
+NOT_TWICE = ("start_run", "create_version", "log_metrics")
+"""What would be there twice if it had been done, all but the answer."""
+
+
+class _ChildEnded(TrackerError):
+    """The child ended before it answered."""
+
+
 def _in_the_child(name: str) -> Callable[..., Any]:
     def call(self: TrackerProcess, *args: Any, **kwargs: Any) -> Any:
-        return _child().call(self._settings, name, args, kwargs)
+        try:
+            return _child().call(self._settings, name, args, kwargs)
+        except _ChildEnded:
+            if name in NOT_TWICE:
+                raise
+            return _child().call(self._settings, name, args, kwargs)
 
     return call
 
@@ -114,7 +127,7 @@ class _Child:
             self._owed.clear()
         for answer in owed:
             answer.set_exception(
-                TrackerError(
+                _ChildEnded(
                     f"The process that speaks to MLflow (pid {self._process.pid}) ended with exit status "
                     f"{self._process.returncode} before it answered.\nRun the same command again."
                 )
@@ -147,6 +160,8 @@ def _serve(connection: Connection) -> None:
     trackers: dict[Settings, ExperimentTracker] = {}
 
     def answer(number: int, settings: Settings, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # MLflow's modules import each other in circles, which two threads that import cannot do at the same time.
+        importing.join()
         try:
             tracker = trackers.setdefault(settings, ExperimentTracker(settings))
             reply = pickle.dumps((number, getattr(tracker, name)(*args, **kwargs), None))
@@ -156,7 +171,8 @@ def _serve(connection: Connection) -> None:
             connection.send_bytes(reply)
 
     sending = Lock()
-    Thread(target=_import_ahead, daemon=True).start()
+    importing = Thread(target=_import_ahead, daemon=True)
+    importing.start()
     while True:
         try:
             request = connection.recv()
@@ -168,8 +184,8 @@ def _serve(connection: Connection) -> None:
 
 
 def _import_ahead() -> None:
-    # What is wrong with the settings is said by who is asked to run, not here.
-    with contextlib.suppress(SettingsError):
+    # What is wrong, with the settings or with MLflow, is said by the flow and by its first call.
+    with contextlib.suppress(Exception):
         ExperimentTracker(load_settings()).import_mlflow()
 
 

@@ -83,15 +83,22 @@ def test_a_call_that_is_interrupted_leaves_the_next_its_own_answer(tracker: Trac
     assert tracker.experiments() == ["tests", "Default"]
 
 
-def test_a_child_that_is_killed_is_told_and_the_next_call_has_another(tracker: TrackerProcess) -> None:
+def test_a_child_that_is_killed_has_a_successor_that_repeats_what_may_be_repeated(tracker: TrackerProcess) -> None:
     run_id = tracker.start_run("tests", "first", {})
-    process = child()
-    process.suspend()
-    killer = during_a_call(process.kill)
-    with pytest.raises(TrackerError, match=f"pid {process.pid}. ended with exit status -9 before it answered"):
-        tracker.get_run(run_id)
-    killer.join()
-    assert tracker.get_run(run_id).run_id == run_id
+    for call, repeated in (
+        (lambda: tracker.get_run(run_id), True),
+        (lambda: tracker.start_run("tests", "2", {}), False),
+    ):
+        process = child()
+        process.suspend()
+        killer = during_a_call(process.kill)
+        if repeated:
+            assert call()
+        else:
+            with pytest.raises(TrackerError, match=f"pid {process.pid}. ended with exit status -9 before it answered"):
+                call()
+        killer.join()
+    assert [run.run_id for run in tracker.find_runs("tests", {})] == [run_id]
 
 
 @pytest.fixture

@@ -319,6 +319,16 @@ def programs_of(pipeline: Pipeline, command: str = "") -> list[psutil.Process]:
     return found
 
 
+def tracker_processes_of(pipeline: Pipeline) -> list[psutil.Process]:
+    """The living processes that speak to MLflow for a flow of this home."""
+    found = []
+    for process in processes_of(pipeline.folder):
+        with contextlib.suppress(psutil.Error):
+            if "infra.tracker_process" in process.cmdline():
+                found.append(process)
+    return found
+
+
 def shown(process: psutil.Process) -> str:
     """A process in words."""
     try:
@@ -584,6 +594,30 @@ def stopped(bench: Bench, seconds: float) -> Case:
     return _compared(bench, pipeline, case, outcome)
 
 
+def mlflow_process_killed(bench: Bench, seconds: float) -> Case:
+    """The process that speaks to MLflow is killed, and each that takes its place."""
+    pipeline = bench.fresh()
+    attempt = Attempt(pipeline)
+    said, struck = "nothing: the run goes on", 0
+    for point in (r"- (Started|Continuing) run ", r"- epoch \d", r"- post-processing", r"- Registered run "):
+        reached = re.compile(point)
+        wait_until(lambda: bool(reached.search(attempt.written)) or attempt.is_over, 300, point)  # noqa: B023
+        if attempt.is_over:
+            # A call that is interrupted ends the run; between two calls nobody misses the process.
+            said = attempt.said()
+            attempt = Attempt(pipeline)
+            attempt.wait_for(point)
+        for process in tracker_processes_of(pipeline):
+            process.kill()
+            struck += 1
+    status, outcome = attempt.wait()
+    case = Case("the process that speaks to MLflow, SIGKILL", f"{struck} times, from the run's start", said)
+    _expect(case, struck >= 3, f"struck {struck} times")
+    _expect(case, status in (0, 1), f"exit status {status}, expected 0 or 1")
+    _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
+    return _compared(bench, pipeline, case, outcome)
+
+
 def orphan_stopped(bench: Bench, seconds: float) -> Case:
     """The program is stopped, its flow killed, the command run again while the orphan is there, which then goes on."""
     pipeline = bench.fresh()
@@ -799,6 +833,7 @@ FAULTS: dict[str, Callable[[Bench, float], Case]] = {
     for function in (
         sigterm,
         stopped,
+        mlflow_process_killed,
         orphan_stopped,
         memory_limit,
         disk_full_at_upload,
