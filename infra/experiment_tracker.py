@@ -195,10 +195,8 @@ class ExperimentTracker:
 
     def read_file(self, run_id: str, path: str, scratch: Path) -> bytes:
         """The bytes of a file that is kept with a run; `scratch` is a folder to copy it through."""
-        import mlflow.artifacts
-
         with self._translated(f"read {path} of run {run_id}"):
-            local = mlflow.artifacts.download_artifacts(
+            local = self._artifacts.download_artifacts(
                 run_id=run_id, artifact_path=path, dst_path=str(scratch), tracking_uri=self.uri
             )
             return Path(local).read_bytes()
@@ -207,10 +205,8 @@ class ExperimentTracker:
 
     def download_model(self, model_id: str, folder: Path) -> None:
         """Copy every file of a logged model into `folder`."""
-        import mlflow.artifacts
-
         with self._translated(f"download model {model_id}"):
-            mlflow.artifacts.download_artifacts(
+            self._artifacts.download_artifacts(
                 f"models:/{model_id}", dst_path=str(folder), tracking_uri=self.uri, registry_uri=self.uri
             )
         # MLflow adds this file to what it downloads; it is not the run's, and says what the version says.
@@ -334,6 +330,14 @@ class ExperimentTracker:
                     mlflow.set_tracking_uri(self.uri)
                 self._connected = mlflow.MlflowClient(self.uri, self.uri)
             return self._connected
+
+    @property
+    def _artifacts(self) -> Any:
+        # Connected first: whatever address it is given, it looks a logged model up at the process's.
+        assert self._client
+        import mlflow.artifacts
+
+        return mlflow.artifacts
 
     def _create_default_database(self) -> None:
         # MLflow takes a database with half of its tables, left by a process that was killed, for an
