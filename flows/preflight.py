@@ -115,8 +115,8 @@ def head_start(
     """Start, in the background, what takes long and needs no other step; once for the same arguments.
 
     TensorFlow's import, in the standing-by program, runs beside the start of Prefect's temporary server (8 s) and the
-    download. What will be needed is a guess from the catalog's digests: the steps look for
-    themselves, and find it done or do it.
+    download. What will be needed is a guess from the catalog's digests: the steps look for themselves, and find it
+    done or do it.
     """
     tracker = TrackerProcess(settings)
     # On a cluster the job itself lets the program stand by, once it has a node.
