@@ -117,6 +117,8 @@ class StackSettings:
     prefect_port: int
     mlflow_port: int
     store_port: int
+    postgres_programs: Path | None
+    """The folder of PostgreSQL's programs. None: the newest of those that are installed."""
     failure_notification_url: str | None
     """A chat's incoming webhook, to tell of failed runs; a secret. None: nobody is told."""
 
@@ -174,11 +176,18 @@ class StackSettings:
 def load_stack_settings(environment: Mapping[str, str] | None = None) -> StackSettings:
     """The settings of the stack on this machine. Raises `SettingsError` naming the variable and its value."""
     env = os.environ if environment is None else environment
+    programs = Path(env["STACK_POSTGRES_BIN"]).expanduser().absolute() if env.get("STACK_POSTGRES_BIN") else None
+    if programs and not (programs / "postgres").is_file():
+        raise SettingsError(
+            f"STACK_POSTGRES_BIN is {programs}, and there is no program postgres in it.\n"
+            "Name the folder in which postgres, initdb and pg_isready are, or unset it."
+        )
     return StackSettings(
         home=load_settings({"PIPELINE_HOME": env.get("PIPELINE_HOME", "")}).home,
         prefect_port=_port(env, "STACK_PREFECT_PORT", 4200),
         mlflow_port=_port(env, "STACK_MLFLOW_PORT", 5000),
         store_port=_port(env, "STACK_STORE_PORT", 9000),
+        postgres_programs=programs,
         failure_notification_url=env.get("STACK_FAILURE_NOTIFICATION_URL") or None,
     )
 

@@ -18,6 +18,7 @@ from xdist.scheduler import LoadFileScheduling
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests.http_server import HttpServer, serving
 from tests.pipeline import Pipeline
+from tests.programs import closing_line, need
 from tests.small_dataset import write_catalog, write_small_dataset
 from tests.stack import Channel, Stack
 
@@ -56,6 +57,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The stack's first: they take longest."""
     items.sort(key=lambda item: item.path.name not in STACK)
+
+
+@pytest.hookimpl(tryfirst=True)  # Before the fixtures, which may start what the test then does not use.
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        need(*mark.args)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # Around pytest's own, which writes its summary: the last word.
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    # Of xdist's workers as well, for they hand their reports on; only where they arrive is there a terminal.
+    if reporter is not None and not hasattr(session.config, "workerinput"):
+        line = closing_line(report.longrepr[2] for report in reporter.stats.get("skipped", ()))
+        if line:
+            reporter.write_line(line)
 
 
 def free_port() -> int:
@@ -130,8 +148,6 @@ def channel() -> Iterator[Channel]:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, small_dataset: SmallDataset, channel: Channel) -> Iterator[Stack]:
     """A running stack, whose `mnist` is the small data set; started once, so leave it as you found it: running."""
-    if not any(Path("/").glob("usr/lib/postgresql/*/bin/postgres")) and not os.environ.get("CI"):
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     given = {
         "MNIST_MIRRORS": small_dataset.server.address,
         "DATASET_CATALOG": str(small_dataset.catalog),

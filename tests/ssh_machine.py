@@ -27,16 +27,8 @@ HEAD = "127.0.0.1"
 RAY_START = "ray start --min-worker-port=0 --max-worker-port=0 --object-store-memory=80000000 --disable-usage-stats"
 
 
-def why_not() -> str | None:
-    """What keeps such a machine from being started here; None if nothing does."""
-    missing = [name for name in ("ssh", "rsync", "unshare", "setpriv") if not shutil.which(name)]
-    if not shutil.which("sshd", path="/usr/sbin:/usr/local/sbin"):
-        missing.append("sshd")
-    if missing:
-        return f"{', '.join(missing)} is not installed: apt-get install openssh-server openssh-client rsync util-linux"
-    if os.geteuid() != 0:
-        return "namespaces for an sshd and a Ray of its own need root"
-    return None
+PROGRAMS = ("ssh", "ssh-keygen", "sshd", "rsync", "unshare", "setpriv")
+"""What such a machine needs, beside the rights of root: namespaces for an sshd and a Ray of its own."""
 
 
 class SshMachine:

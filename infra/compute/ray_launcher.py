@@ -148,14 +148,14 @@ class ClusterOfFile:
 
     def check(self) -> None:
         """Raise `SettingsError` for what cannot work; asks nobody."""
+        head = _known_head(self._config)
+        check_addresses(self._settings, cluster_is_elsewhere=head is None or not _is_here(head))
         missing = [name for name in ("ssh", "rsync") if shutil.which(name) is None]
         if missing:
             raise SettingsError(
                 f"--compute ray with RAY_CLUSTER_FILE needs {' and '.join(missing)}, with which Ray's launcher works.\n"
                 "Install it: apt-get install openssh-client rsync."
             )
-        head = _known_head(self._config)
-        check_addresses(self._settings, cluster_is_elsewhere=head is None or not _is_here(head))
 
     # Finding and launching
 

@@ -30,7 +30,9 @@ def start(stack: StackSettings) -> None:
     # The manager opens stdout a second time, for the labelled lines: in a file, the one would overwrite the other.
     fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_APPEND)
     command = [str(BIN / "supervisord"), "-c", str(stack.supervisor_configuration)]
-    os.execve(command[0], command, child_environment(PIPELINE_HOME=str(stack.home)))
+    # What a relative path means changes with the folder, and the manager goes to the checkout.
+    absolute = {"PIPELINE_HOME": str(stack.home), "STACK_POSTGRES_BIN": str(stack.postgres_programs or "")}
+    os.execve(command[0], command, child_environment(**absolute))
 
 
 def become(stack: StackSettings, name: str) -> None:

@@ -41,10 +41,10 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
     prefect_home = {"PREFECT_HOME": str(stack.folder / "prefect")}
     return {
         "postgres": Part(
-            postgres.command(stack.postgres_folder),
+            postgres.command(stack.postgres_folder, stack.postgres_programs),
             {},
             (),
-            lambda: postgres.answers(stack.postgres_folder),
+            lambda: postgres.answers(stack.postgres_folder, stack.postgres_programs),
             stop_signal="INT",  # Its "fast" shutdown; TERM would wait for every client to leave.
         ),
         "store": Part(
@@ -175,13 +175,13 @@ def environment_file(stack: StackSettings) -> str:
 def prepare(stack: StackSettings) -> None:
     """Everything on disk that the parts expect; safe to repeat."""
     stack.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    postgres.prepare(stack.postgres_folder, ("mlflow", "prefect"), stack.postgres_programs)
     store = stack.folder / "store"
     for folder in (store / "pipeline", store / "mlflow", stack.folder / "prefect", stack.prefect_pages_folder):
         folder.mkdir(parents=True, exist_ok=True)
     store_key(stack)
     write_private(stack.environment_path, environment_file(stack))
     write_private(stack.supervisor_configuration, _supervisor_configuration(stack))
-    postgres.prepare(stack.postgres_folder, ("mlflow", "prefect"))
 
 
 def _answers(url: str, status: int | None = None) -> bool:
