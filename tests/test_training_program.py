@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
@@ -26,6 +27,7 @@ from tasks.training_program.dataset_files import (
     manifest_bytes,
     parse_manifest,
 )
+from tasks.training_program.environment import can_change_weights
 from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TERMINATED
 from tasks.training_program.hyperparameters import Hyperparameters
 from tests.small_dataset import entries, write_small_dataset
@@ -61,9 +63,9 @@ class Stage:
         run_id: str = self.client.create_run(experiment).info.run_id
         return run_id
 
-    def start(self, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdin: int | None = None, **given: str) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        environment |= {"MLFLOW_TRACKING_URI": self.tracking_uri, "CUDA_VISIBLE_DEVICES": "-1"}
+        environment |= {"MLFLOW_TRACKING_URI": self.tracking_uri, "CUDA_VISIBLE_DEVICES": "-1", **given}
         return subprocess.Popen(
             [sys.executable, "-m", "training_program", *arguments],
             cwd=self.folder / "alone",
@@ -74,8 +76,8 @@ class Stage:
             stdin=stdin,
         )
 
-    def run(self, *arguments: str) -> str:
-        process = self.start(*arguments)
+    def run(self, *arguments: str, **given: str) -> str:
+        process = self.start(*arguments, stdin=None, **given)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
         return output
@@ -226,6 +228,49 @@ def test_alone_without_mlflow_it_trains_the_same_weights(finished: Finished, sta
         (stage.folder / "alone" / "mlflow.py").unlink()
     assert f"weights SHA-256 {finished.tags['weights_sha256']}" in output
     assert (tmp_path / "outputs" / "model" / "data" / "model.keras").is_file()
+
+
+WEIGHTS_CHANGING = {
+    "XLA_FLAGS": "--xla_cpu_enable_fast_math=true",
+    "TF_JIT_COMPILE_REWRITE": "1",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "KERAS_BACKEND": "jax",
+    "TF_DETERMINISTIC_OPS": "1",
+    "OPENBLAS_CORETYPE": "Prescott",
+    "NPY_DISABLE_CPU_FEATURES": "AVX2",
+}
+"""Of these the first three gave other weights on a processor with AVX-512."""
+
+
+@pytest.mark.parametrize("where", ["KERAS_HOME", "HOME"])
+def test_nothing_in_the_environment_changes_the_weights(
+    where: str, finished: Finished, stage: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "keras" if where == "KERAS_HOME" else tmp_path / ".keras"
+    folder.mkdir()
+    (folder / "keras.json").write_text('{"floatx": "float64", "image_data_format": "channels_first", "epsilon": 0.1}')
+    given = {"KERAS_HOME": str(folder), **WEIGHTS_CHANGING} if where == "KERAS_HOME" else {"HOME": str(tmp_path)}
+    output = stage.run("train", f"--data-folder={stage.data}", f"--outputs={tmp_path / 'outputs'}", *FLAGS, **given)
+    assert f"weights SHA-256 {finished.tags['weights_sha256']}" in output
+    ignored = re.search("^ignored in the environment, for such can change the weights: (.*)$", output, re.MULTILINE)
+    assert set(given) - {"HOME"} <= set(ignored[1].split(", ") if ignored else [])
+
+
+def test_each_variable_that_the_libraries_read_is_kept_from_them() -> None:
+    """By the sources of Keras, and of TensorFlow and NumPy as far as they are Python."""
+    read = set()
+    for library in ("keras", "tensorflow", "numpy"):
+        folder = Path(find_spec(library).submodule_search_locations[0])  # type: ignore[union-attr,index]
+        for path in [*folder.glob("src/**/*.py"), *folder.glob("python/**/*.py"), *folder.glob("_core/*.py")]:
+            found = re.findall(r"""(?:environ(?:\.get)?|getenv)[\[(]\s*["']([A-Z][A-Z0-9_]+)["']""", path.read_text())
+            read |= set(found)
+    assert {"KERAS_HOME", "XLA_FLAGS"} <= read
+    others = {name for name in read if not can_change_weights(name)}
+    assert not {name for name in others if not name.startswith(("CUDA_VISIBLE", "GRPC_", "HDF5_", *OF_BUILDS))}
+
+
+OF_BUILDS = ("PROCESSOR_", "SKIP_", "TEST_", "TPU_", "TRT_TEST_")
+"""How the names of variables begin that mean something where these libraries are built and tested, and on TPUs."""
 
 
 def test_killed_terminated_and_damaged_it_continues_to_the_same_weights(finished: Finished, stage: Stage) -> None:

@@ -30,6 +30,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from . import environment
+
+if __name__ == "__main__":
+    # Ahead of NumPy's import, which reads it.
+    environment.isolate()
+
 from .dataset_files import BadDataset
 from .errors import (
     EXIT_BAD_DATASET,
@@ -148,6 +154,8 @@ def _train(options: argparse.Namespace) -> None:
     versions = {"python": platform.python_version(), "keras": keras.__version__, "tensorflow": tf.__version__}
     print("  ".join(f"{name} {version}" for name, version in versions.items()) + f"  numpy {np.__version__}")
     print(f"device {device}")
+    if environment.IGNORED:
+        print(f"ignored in the environment, for such can change the weights: {', '.join(environment.IGNORED)}")
 
     dataset = load_dataset(options.data_folder, hyperparameters.validation_images, options.data_cache)
     print(f"data set {options.dataset_name} in {options.data_folder}  SHA-256 {dataset.sha256}")
@@ -303,7 +311,6 @@ def import_ahead(command: str) -> None:
 
 def _import_tensorflow() -> None:
     """Import TensorFlow without its noise; what the environment says about log levels stands."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
     for name, value in {
         "TF_CPP_MIN_LOG_LEVEL": "3",
