@@ -15,7 +15,7 @@ from prefect import Flow
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from infra.errors import PipelineError, SettingsError
+from infra.errors import PipelineError, UsageError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -81,7 +81,7 @@ def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show:
         if given.debug:
             raise
         sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
-        return WRONG_USAGE if isinstance(error, SettingsError) else FAILED
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except (KeyboardInterrupt, SystemExit) as stopped:
         sys.stderr.write("\nStopped. Run the same command again: it continues where this one ended.\n")
         return 128 + (signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)

@@ -16,7 +16,7 @@ from infra.compute import (
     compute_target,
     this_machine,
 )
-from infra.errors import PipelineError, SettingsError
+from infra.errors import ArgumentError, PipelineError
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import Settings, load_settings, without_secrets
 from infra.tracker_process import TrackerProcess
@@ -35,7 +35,7 @@ def preflight(
     hyperparameters: Hyperparameters,
     output_dir: Path,
 ) -> None:
-    """Raise `SettingsError`, `TrackerError` or `ComputeUnavailable` if the run cannot succeed, as far as one knows."""
+    """Raise `UsageError`, `TrackerError` or `ComputeUnavailable` if the run cannot succeed, as far as one knows."""
     fit_to_dataset(hyperparameters, describe_dataset(dataset, settings.dataset_catalog))
     check_output_dir(output_dir)
     tracker.check_reachable()
@@ -66,7 +66,7 @@ def announce(settings: Settings, dataset: str, logger: Logger) -> None:
 def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription) -> Hyperparameters:
     """The hyperparameters as they are on this data set, which may have a validation part of its own.
 
-    Its own part counts unless another number than the default was asked for. Raises `SettingsError` if
+    Its own part counts unless another number than the default was asked for. Raises `ArgumentError` if
     no image is left to train on, or less than a batch.
     """
     asked_for = hyperparameters.validation_images != DEFAULTS.validation_images
@@ -74,7 +74,7 @@ def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription
         hyperparameters = hyperparameters.model_copy(update={"validation_images": dataset.validation_images})
     left = dataset.training_images - hyperparameters.validation_images
     if left < hyperparameters.batch_size:
-        raise SettingsError(
+        raise ArgumentError(
             f"{dataset.name} has {dataset.training_images:,} training images; "
             f"{hyperparameters.validation_images:,} held out for validation leave {max(left, 0):,}, which is less than "
             f"a batch of {hyperparameters.batch_size:,}.\nLower --validation-images or --batch-size."

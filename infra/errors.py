@@ -1,8 +1,11 @@
 """The errors that the pipeline raises on purpose.
 
     PipelineError
-    ├── SettingsError         a setting or an argument is wrong; nothing was started
+    ├── UsageError            what was asked for cannot be done; nothing was started
+    │   ├── SettingsError         a setting of this machine is wrong
+    │   └── ArgumentError         an argument of the command is wrong
     ├── DatasetUnavailable    no mirror could be reached, or none delivered to the end
+    ├── DatasetNotFound       those that were reached do not have it, or do not give it
     ├── DatasetCorrupted      a mirror or the store was reached and holds something else
     ├── ObjectStoreError      the store refused
     │   └── ObjectStoreUnreachable    it did not answer, broke off, or is in trouble
@@ -10,6 +13,7 @@
     ├── ComputeUnavailable    the compute cannot run the job
     ├── TrainingFailed        the training program ended without a result
     ├── RunNotRegistrable     the run lacks what a model version must have
+    ├── PromotionRefused      the version must not become champion
     └── ModelMismatch         what was downloaded is not what the run logged
 
 A message says what was attempted, on what, what was expected, what was found and what to try,
@@ -21,12 +25,24 @@ class PipelineError(Exception):
     """Base of all; its text is complete by itself."""
 
 
-class SettingsError(PipelineError):
-    """A setting or an argument is wrong; found before anything was started."""
+class UsageError(PipelineError):
+    """What was asked for cannot be done, which was found before anything was started."""
+
+
+class SettingsError(UsageError):
+    """A setting of this machine is wrong: a variable, a file that it names, the disk."""
+
+
+class ArgumentError(UsageError):
+    """An argument of the command, or a parameter of the flow, is wrong."""
 
 
 class DatasetUnavailable(PipelineError):
     """No mirror delivered: none could be reached, or those that could broke off."""
+
+
+class DatasetNotFound(PipelineError):
+    """The mirrors that answered do not have the data set, or do not give it."""
 
 
 class DatasetCorrupted(PipelineError):
@@ -55,6 +71,10 @@ class TrainingFailed(PipelineError):
 
 class RunNotRegistrable(PipelineError):
     """A run lacks what every model version must have."""
+
+
+class PromotionRefused(PipelineError):
+    """A version must not become champion: it was made from a sample, or the gate decided against it."""
 
 
 class ModelMismatch(PipelineError):

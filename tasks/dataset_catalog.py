@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.errors import SettingsError
+from infra.errors import ArgumentError, SettingsError
 from tasks.training_program.dataset_files import (
     FILE_NAMES,
     IMAGE_SHAPE,
@@ -70,10 +70,10 @@ def read_catalog(path: Path) -> dict[str, DatasetDescription]:
 
 
 def describe_dataset(name: str, catalog: Path) -> DatasetDescription:
-    """What the catalog at the path `catalog` says of `name`; raises `SettingsError` if it does not know it."""
+    """What the catalog at the path `catalog` says of `name`; raises `ArgumentError` if it does not know it."""
     known = read_catalog(catalog)
     if name not in known:
-        raise SettingsError(f"There is no data set {name!r} in {catalog}.\nIt knows: {', '.join(known) or 'none'}.")
+        raise ArgumentError(f"There is no data set {name!r} in {catalog}.\nIt knows: {', '.join(known) or 'none'}.")
     return known[name]
 
 

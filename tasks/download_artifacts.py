@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from infra.compute import Compute
-from infra.errors import ModelMismatch, SettingsError
+from infra.errors import ArgumentError, ModelMismatch
 from infra.experiment_tracker import ExperimentTracker, Run
 from infra.lock import hold
 from infra.settings import Settings
@@ -83,11 +83,11 @@ def _lock_file(output_dir: Path, settings: Settings) -> Path:
 
 
 def check_output_dir(folder: Path) -> None:
-    """Raise `SettingsError` if `folder` holds anything but a downloaded model: it will be replaced as a whole."""
+    """Raise `ArgumentError` if `folder` holds anything but a downloaded model: it will be replaced as a whole."""
     if folder.is_dir() and (not any(folder.iterdir()) or (folder / "MLmodel").is_file()):
         return
     if folder.exists() or folder.is_symlink():
-        raise SettingsError(
+        raise ArgumentError(
             f"The output folder {folder} exists and is not a downloaded model (there is no file MLmodel in it).\n"
             "It would be replaced as a whole. Name another with --output-dir, or move it away."
         )

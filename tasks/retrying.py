@@ -7,16 +7,18 @@ from prefect.client.schemas.objects import State
 from infra.errors import (
     ComputeUnavailable,
     DatasetCorrupted,
+    DatasetNotFound,
     ModelMismatch,
     ObjectStoreError,
     ObjectStoreUnreachable,
     RunNotRegistrable,
-    SettingsError,
     TrainingFailed,
+    UsageError,
 )
 
 FINAL = (
-    SettingsError,
+    UsageError,
+    DatasetNotFound,
     DatasetCorrupted,
     ObjectStoreError,
     ComputeUnavailable,

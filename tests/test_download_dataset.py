@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from prefect.states import Failed
 
-from infra.errors import DatasetCorrupted, DatasetUnavailable, PipelineError, SettingsError
+from infra.errors import ArgumentError, DatasetCorrupted, DatasetUnavailable, PipelineError, SettingsError
 from infra.mirror import Limits
 from infra.settings import PROJECT_ROOT, Settings, load_settings
 from tasks.dataset_catalog import describe_dataset, read_catalog
@@ -428,7 +428,7 @@ def test_a_download_that_was_killed_is_continued_by_the_next(
 
 
 def test_an_unknown_name_is_refused_with_the_choices(settings_for: Callable[..., Settings]) -> None:
-    with pytest.raises(SettingsError, match=r"no data set 'mnist5k'(.|\n)*It knows: tiny, tiny-sample"):
+    with pytest.raises(ArgumentError, match=r"no data set 'mnist5k'(.|\n)*It knows: tiny, tiny-sample"):
         obtain(settings_for("http://127.0.0.1:1/"), name="mnist5k")
 
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra.errors import SettingsError
+from infra.errors import ArgumentError, SettingsError
 from infra.settings import Settings
 
 Accelerator = Literal["auto", "cpu", "gpu"]
@@ -147,7 +147,7 @@ def this_machine(settings: Settings, accelerator: Accelerator) -> Compute:
 
 
 def check_options(name: ComputeName, options: ClusterOptions, given: bool = False) -> None:
-    """Raise `SettingsError` for options that mean nothing there; `given`: they were named one by one, as flags are."""
+    """Raise `ArgumentError` for options that mean nothing there; `given`: they were named one by one, as flags are."""
     told = [
         field
         for field in ClusterOptions.model_fields
@@ -155,11 +155,11 @@ def check_options(name: ComputeName, options: ClusterOptions, given: bool = Fals
     ]
     if name == "local" and told:
         flags = ", ".join(f"--{field.replace('_', '-')}" for field in told)
-        raise SettingsError(f"{flags}: only a cluster knows what to do with that.\nAdd --compute ray, or leave it out.")
+        raise ArgumentError(f"{flags}: only a cluster knows what to do with that.\nAdd --compute ray, or leave it out.")
     if options.gpu_type and not options.gpus:
-        raise SettingsError(f"--gpu-type {options.gpu_type} asks for a GPU, and --gpus is 0.\nAsk for one: --gpus 1.")
+        raise ArgumentError(f"--gpu-type {options.gpu_type} asks for a GPU, and --gpus is 0.\nAsk for one: --gpus 1.")
     if options.max_cost is not None and options.price_per_hour is None:
-        raise SettingsError("--max-cost needs to know what an hour costs.\nAdd --price-per-hour.")
+        raise ArgumentError("--max-cost needs to know what an hour costs.\nAdd --price-per-hour.")
 
 
 def program_files(program: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from infra.compute.local_process import usable_cores
 from infra.compute.ray_cluster import ACTIVE, connect, describe_nodes, forget_job, list_jobs, read_lease, stop_job
-from infra.errors import ComputeUnavailable, PipelineError, SettingsError
+from infra.errors import ComputeUnavailable, PipelineError, UsageError
 from infra.object_store import ObjectStore
 from infra.settings import Settings, load_settings, without_secrets
 
@@ -40,7 +40,7 @@ def main() -> int:
             say("no cluster is named: set RAY_JOBS_URL or RAY_CLUSTER_FILE to see one")
     except PipelineError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2 if isinstance(error, SettingsError) else 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

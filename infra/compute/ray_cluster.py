@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from infra.compute import Accelerator, ClusterOptions, ComputeDescription, Job, Workload, program_files
-from infra.errors import ComputeUnavailable, ObjectStoreError, SettingsError, TrainingFailed
+from infra.errors import ArgumentError, ComputeUnavailable, ObjectStoreError, SettingsError, TrainingFailed
 from infra.object_store import ObjectStore
 from infra.scratch import temporary_folder
 from infra.settings import Settings, is_http, without_secrets
@@ -86,7 +86,7 @@ class RayCluster:
         self._held: dict[str, float] = {}
         check_addresses(settings)
         if accelerator == "gpu" and not options.gpus:
-            raise SettingsError("--accelerator gpu needs a GPU, and --gpus is 0.\nAsk for one with --gpus 1.")
+            raise ArgumentError("--accelerator gpu needs a GPU, and --gpus is 0.\nAsk for one with --gpus 1.")
         _jobs_client_class()
 
     @property

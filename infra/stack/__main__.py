@@ -13,7 +13,7 @@ import time
 
 import psutil
 
-from infra.errors import PipelineError, SettingsError
+from infra.errors import PipelineError, SettingsError, UsageError
 from infra.settings import StackSettings, child_environment, load_stack_settings
 from infra.stack import log
 from infra.stack.parts import BIN, all_parts, prepare
@@ -106,7 +106,7 @@ def main() -> int:
             start(load_stack_settings())
     except PipelineError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2 if isinstance(error, SettingsError) else 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 
