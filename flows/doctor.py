@@ -23,8 +23,7 @@ from infra.experiment_tracker import ExperimentTracker
 from infra.object_store import ObjectStore
 from infra.scratch import dead_folders
 from infra.settings import Settings, load_settings
-from tasks.champion import CHAMPION, PREVIOUS_CHAMPION
-from tasks.register_model import DECISION
+from tasks.champion import CHAMPION, DECISION, PREVIOUS_CHAMPION
 from tasks.train_model import RUNS_FOLDER, close_orphans, discard_checkpoints
 from tasks.upload_dataset import delete_dataset, list_datasets
 

@@ -1,91 +1,104 @@
 """Make a version champion by hand, go back to the previous champion, or look up who was champion when.
 
+python -m flows.promote                                      every version, and who is champion
 python -m flows.promote --version 3
 python -m flows.promote --rollback
 python -m flows.promote --as-of 2026-11-23                   every champion of that day, UTC
 python -m flows.promote --as-of 2026-11-23T14:30:00+01:00    the champion at that moment; without an offset, UTC
+
+The answer goes to stdout. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 """
 
 import infra.quiet_libraries  # noqa: F401  isort: skip
 
+import argparse
 import getpass
+import json
+import logging
+import re
 import socket
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from prefect import flow
-from pydantic import Field
-
-from infra.errors import SettingsError
-from infra.experiment_tracker import ExperimentTracker
+from infra.errors import ArgumentError, PipelineError, UsageError
+from infra.experiment_tracker import ExperimentTracker, Version
 from infra.settings import load_settings
-from tasks.champion import CHAMPION, PREVIOUS_CHAMPION, champions, history
-from tasks.promote_version import promote_version
+from tasks.champion import DECISION, champions, history, standing
+from tasks.promote_version import promote
+from tasks.registration import OUTCOME
+
+LOGGER = logging.getLogger("promote")
 
 
 @dataclass(frozen=True)
 class ChampionReport:
-    """Who is champion and, if that was asked, who was."""
+    """Who is champion and, if that was asked, who was, and which versions there are."""
 
     model_name: str
     champion: int | None
     previous_champion: int | None
-    done: str | None
-    """What was done, in a sentence; None if the history was only read."""
-    as_of: str | None
-    champions: list[dict[str, Any]] | None
+    standing: str
+    """Who is champion since when, in a sentence."""
+    done: str | None = None
+    """What was done, in a sentence; None if nothing was to be."""
+    as_of: str | None = None
+    champions: list[dict[str, Any]] | None = None
     """The moves by which versions were champion at the time asked for, oldest first."""
+    versions: list[dict[str, Any]] | None = None
+    """Every version, oldest first."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-@flow(name="promote", description="Move the alias champion by hand, or look up who was champion when.")
-def promote(
-    version: int | None = Field(None, description="Make this version champion.", ge=1),
-    rollback: bool = Field(False, description="Make the previous champion champion again."),
-    as_of: str | None = Field(None, description="Say which version was champion on this day, or at this moment."),
-    model_name: str = Field("keras-dnn-mnist", description="Registered model.", pattern=r"^[\w.-]{1,200}$"),
-) -> ChampionReport:
-    check_request(version, rollback, as_of)
+def answer(asked: argparse.Namespace) -> ChampionReport:
+    """Do what the arguments ask for; raises a `PipelineError`, see `promote`."""
     settings = load_settings()
     tracker = ExperimentTracker(settings)
     tracker.check_reachable()
-    done = found = None
-    if as_of:
-        found = [move.as_dict() for move in champions(history(tracker, model_name), *period(as_of))]
+    # Asked before MLflow is: a database that is not there would be made.
+    versions = [] if tracker.is_new else tracker.versions(asked.model_name)
+    if not versions:
+        raise ArgumentError(
+            f"There is no version of a model {asked.model_name} yet.\n"
+            "Train one, correct --model-name, or set MLFLOW_TRACKING_URI or PIPELINE_HOME to where it is."
+        )
+    found: dict[str, Any] = {}
+    if asked.version or asked.rollback:
+        found["done"] = promote(
+            asked.version, asked.model_name, person(), asked.although_refused, settings, tracker, LOGGER
+        )
+    elif asked.as_of:
+        moves = champions(history(tracker, asked.model_name), *period(asked.as_of))
+        found |= {"as_of": asked.as_of, "champions": [move.as_dict() for move in moves]}
     else:
-        done = promote_version(version, model_name, person(), settings, tracker)
-    now, previous = (tracker.version_by_alias(model_name, alias) for alias in (CHAMPION, PREVIOUS_CHAMPION))
-    return ChampionReport(
-        model_name=model_name,
-        champion=now.version if now else None,
-        previous_champion=previous.version if previous else None,
-        done=done,
-        as_of=as_of,
-        champions=found,
-    )
+        found["versions"] = [_facts(version) for version in versions]
+    now = standing(tracker, asked.model_name)
+    return ChampionReport(asked.model_name, now.champion, now.previous_champion, now.sentence, **found)
 
 
-def check_request(version: int | None, rollback: bool, as_of: str | None, **_: object) -> None:
-    """Raise `SettingsError` unless exactly one thing is asked for."""
-    if (version is not None) + rollback + (as_of is not None) != 1:
-        raise SettingsError("Ask for one thing: --version N, --rollback or --as-of DAY.")
-    if as_of is not None:
-        period(as_of)
+def _facts(version: Version) -> dict[str, Any]:
+    accuracy = version.tags.get("test_accuracy")
+    return {
+        "version": version.version,
+        "run_id": version.run_id,
+        "dataset": version.tags.get("dataset"),
+        "test_accuracy": float(accuracy) if accuracy else None,
+        "gate_outcome": version.tags.get(OUTCOME),
+        "decision": version.tags.get(DECISION),
+    }
 
 
 def period(as_of: str) -> tuple[datetime, datetime]:
-    """First and last moment of a day in UTC, or a moment twice; raises `SettingsError` if it is neither."""
-    try:
-        if len(as_of) <= len("2026-11-23"):
-            start = datetime.combine(date.fromisoformat(as_of), datetime.min.time(), UTC)
-            return start, start + timedelta(days=1) - timedelta(microseconds=1)
-        moment = datetime.fromisoformat(as_of)
-    except ValueError as error:
-        raise SettingsError(f"--as-of {as_of}: {error}.\nExpected 2026-11-23 or 2026-11-23T14:30:00+01:00.") from error
+    """First and last moment of a day in UTC, or a moment twice; raises `ValueError` if it is neither."""
+    if len(as_of) <= len("2026-11-23"):
+        start = datetime.combine(date.fromisoformat(as_of), datetime.min.time(), UTC)
+        return start, start + timedelta(days=1) - timedelta(microseconds=1)
+    moment = datetime.fromisoformat(as_of)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return moment, moment
 
@@ -100,7 +113,7 @@ def person() -> str:
 
 
 def summary(report: ChampionReport) -> str:
-    """The outcome in lines for a terminal."""
+    """The answer in lines for a terminal."""
     lines = [report.done] if report.done else []
     if report.champions is not None:
         lines.append(f"Champion of {report.model_name} as of {report.as_of}:")
@@ -108,18 +121,94 @@ def summary(report: ChampionReport) -> str:
             f"  {_named(move['version'])}, since {move['moment']}, by {move['by']}\n    {move['reason']}"
             for move in report.champions
         ] or ["  none is on record"]
-    lines.append(
-        f"{report.model_name} today: champion {_named(report.champion)}, "
-        f"previous champion {_named(report.previous_champion)}"
-    )
-    return "\n" + "\n".join(lines) + "\n"
+    if report.versions is not None:
+        lines += _table(report.versions, report.champion)
+    lines.append(f"{report.model_name}: {report.standing}; previous champion: {_named(report.previous_champion)}")
+    return "\n".join(lines) + "\n"
+
+
+def _table(versions: list[dict[str, Any]], champion: int | None) -> Iterator[str]:
+    width = max(len("data set"), *(len(str(facts["dataset"])) for facts in versions))
+    yield f"  version  test accuracy  {'data set':<{width}}  decision"
+    for facts in versions:
+        mark = "*" if facts["version"] == champion else " "
+        accuracy = "unknown" if facts["test_accuracy"] is None else f"{facts['test_accuracy']:.4f}"
+        decision = facts["decision"] or "none yet: its registration broke off, or goes on"
+        yield f"{mark} {facts['version']:>7}  {accuracy:>13}  {facts['dataset'] or 'unknown':<{width}}  {decision}"
 
 
 def _named(number: int | None) -> str:
     return f"version {number}" if number else "none"
 
 
-if __name__ == "__main__":
-    from flows.command_line import run_from_terminal
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.promote",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--version", type=_number, metavar="N", help="make this version champion")
+    one.add_argument("--rollback", action="store_true", help="make the previous champion champion again")
+    one.add_argument("--as-of", type=_moment, metavar="DAY", help="say who was champion on this day, or at this moment")
+    parser.add_argument(
+        "--although-refused",
+        action="store_true",
+        help="with --version or --rollback: make it champion although the gate decided against it",
+    )
+    parser.add_argument(
+        "--model-name", type=_model_name, default="keras-dnn-mnist", metavar="NAME", help="default %(default)s"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
 
-    run_from_terminal(promote, check_request, summary)
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no version: expected 1 or more")
+    return int(text)
+
+
+def _moment(text: str) -> str:
+    try:
+        period(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text}: {error}; expected 2026-11-23 or 2026-11-23T14:30:00+01:00"
+        ) from error
+    return text
+
+
+def _model_name(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]{1,200}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no model's name: letters, digits, dots, _ and -")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer the arguments, by default those of the process; returns the exit status."""
+    commands = parser()
+    asked = commands.parse_args(arguments)
+    if asked.although_refused and not (asked.version or asked.rollback):
+        commands.error("--although-refused goes with --version or --rollback")
+    logging.basicConfig(format="%(message)s")
+    LOGGER.setLevel(logging.INFO)
+    try:
+        report = answer(asked)
+    except PipelineError as error:
+        if asked.debug:
+            raise
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. Run the same command again: it ends what this one began.\n")
+        return 130
+    sys.stdout.write(json.dumps(report.as_dict()) + "\n" if asked.json else summary(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

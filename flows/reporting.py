@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from infra.experiment_tracker import ExperimentTracker, Run
+from tasks.champion import standing
 from tasks.handoffs import Dataset, ModelVersion, TrainingRun
-from tasks.register_model import DECISION
+from tasks.registration import GATE_DECISION, GATE_FLOW_RUN
 from tasks.train_model import PHASES
 
 
@@ -30,14 +32,21 @@ class TrainingReport:
     validation_accuracy: float
     test_accuracy: float
     test_loss: float
+    champion: int | None
+    """The version that is champion now, whoever made it so; None: there is none."""
+    decided: bool
+    """True if this very flow run decided whether the version becomes champion."""
     champion_decision: str
+    """What was decided or, if nothing was, who is champion since when."""
     reused: bool
+    """True if nothing was trained: an earlier run had the same training key."""
     epoch_seconds: float
-    """Of all epochs together, their validation included."""
+    """Of all epochs of the run together, their validation included; 0 if nothing was trained."""
     seconds: dict[str, float]
     """Of each step, as the flow waited for it; steps that ran beside another count what they took longer."""
     phases: dict[str, float]
-    """Seconds of each phase of the training: preparing, scaling, running, post_processing."""
+    """Seconds of each phase of the training: preparing, scaling, running, post_processing; none if nothing was trained.
+    Those of the earlier run are metrics of that run."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -72,6 +81,8 @@ def publish_report(
     facts = tracker.get_run(run.run_id)
     registered = tracker.find_version(version.name, run.run_id)
     assert registered is not None, "the version was registered two steps ago"
+    now = standing(tracker, version.name)
+    decided = registered.tags.get(GATE_FLOW_RUN) == flow_run.id
     report = TrainingReport(
         run_id=run.run_id,
         model_name=version.name,
@@ -85,11 +96,13 @@ def publish_report(
         validation_accuracy=facts.metrics["best_val_accuracy"],
         test_accuracy=facts.metrics["test_accuracy"],
         test_loss=facts.metrics["test_loss"],
-        champion_decision=registered.tags[DECISION],
+        champion=now.champion,
+        decided=decided,
+        champion_decision=registered.tags[GATE_DECISION] if decided else f"Nothing was decided. {now.sentence}",
         reused=run.reused,
-        epoch_seconds=round(tracker.metric_sum(run.run_id, "epoch_seconds"), 3),
+        epoch_seconds=0.0 if run.reused else round(tracker.metric_sum(run.run_id, "epoch_seconds"), 3),
         seconds=seconds.seconds,
-        phases={name: facts.metrics[f"phase_{name}_seconds"] for name in PHASES},
+        phases={} if run.reused else {name: facts.metrics[f"phase_{name}_seconds"] for name in PHASES},
     )
     links = (
         ("MLflow run", run.run_id, tracker.run_url(facts)),
@@ -106,6 +119,7 @@ def summary(report: TrainingReport) -> str:
         ", ".join(f"{name.replace('_', '-')} {value:.1f}" for name, value in each.items())
         for each in (report.seconds, report.phases)
     )
+    trained = f"  of the training: {phases}\n" if report.phases else ""
     return (
         f"\n{report.model_name} version {report.model_version}: test accuracy {report.test_accuracy:.4f} "
         f"(validation {report.validation_accuracy:.4f}), {report.dataset}\n"
@@ -113,7 +127,7 @@ def summary(report: TrainingReport) -> str:
         f"  {'nothing had changed: run' if report.reused else 'trained in run'} {report.run_id}\n"
         f"  files in {report.model_folder}\n"
         f"  seconds: {seconds}\n"
-        f"  of the training: {phases}\n"
+        f"{trained}"
     )
 
 
@@ -154,6 +168,6 @@ def _markdown(report: TrainingReport, run: Run, links: tuple[tuple[str, str, str
             table("Parameter", "Value", rows=iter(sorted(run.params.items()))),
             "## Seconds",
             seconds("Step", report.seconds),
-            seconds("Phase of the training", report.phases),
+            *([seconds("Phase of the training", report.phases)] if report.phases else []),
         ]
     )

@@ -1,9 +1,9 @@
 """Which version is champion: the alias, and the history of its moves.
 
-A move is four writes to MLflow, in this order: its record in the history, as `moving`; the alias `previous-champion`;
-the alias `champion`; the record again, as `moved`. A process that is killed in between leaves a record that is
-`moving`, and whoever works on the registry next finishes the move (`settle`). So no alias ever moves without its
-record, and no record stands for a move that did not happen.
+A move is five writes to MLflow, in this order: its record in the history, as `moving`; the alias `previous-champion`;
+the alias `champion`; the tag `champion_decision` of the new champion; the record again, as `moved`. A process that is
+killed in between leaves a record that is `moving`, and whoever works on the registry next finishes the move (`settle`).
+So no alias ever moves without its record, and no record stands for a move that did not happen.
 
 Calls that write need the lock of `registry_lock`, which keeps the processes of one machine apart. Machines that
 share an MLflow server have no such lock, and MLflow cannot change an alias on condition. Between them the last record
@@ -30,8 +30,14 @@ PREVIOUS_CHAMPION = "previous-champion"
 HISTORY = "champion_history."
 """Begins the keys of the registered model's tags that make the history; the moment in UTC follows."""
 
-# Sorts as it reads. Without colons, which MLflow refuses in keys on Windows.
-_MOMENT = "%Y-%m-%dT%H.%M.%S.%fZ"
+DECISION = "champion_decision"
+"""Tag of a version: what was decided about it last, in a sentence. Written when all of the decision is carried out: a
+version without it was left by a process that died, and the decision is made again."""
+
+MOMENT = "%Y-%m-%dT%H.%M.%S.%fZ"
+"""A moment of UTC in keys and names of files. Sorts as it reads. Without colons, which MLflow refuses on Windows."""
+
+_OUTSIDE = "somebody outside the pipeline"
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,53 @@ class Move:
     by: str
     reason: str
     state: Literal["moving", "moved", "abandoned"]
+    decision: str | None = None
+    """The file on the run of `version` that tells the decision behind the move; None: it is on record nowhere."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "moment": self.moment.isoformat()}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who is champion now."""
+
+    model_name: str
+    champion: int | None
+    previous_champion: int | None
+    """The version that a rollback returns to."""
+    move: Move | None
+    """What made it so; None: that is on record nowhere."""
+
+    @property
+    def sentence(self) -> str:
+        """Who is champion since when or, without one, what to do."""
+        if self.champion is not None:
+            return f"Version {self.champion} is champion, {self._since}"
+        since = f"{self._since}: its alias was removed" if self.move else "and none was before"
+        return (
+            f"No version of {self.model_name} is champion, {since}. Make one champion: python -m flows.promote "
+            f"--model-name {self.model_name} --version N; without --version it lists them"
+        )
+
+    @property
+    def _since(self) -> str:
+        if self.move is None:
+            return "since when is not on record"
+        moment = f"{self.move.moment:%Y-%m-%d %H:%M:%S} UTC"
+        # Outside the pipeline nobody writes down when; what is known is when it was found.
+        return f"since {moment} or earlier" if self.move.by == _OUTSIDE else f"since {moment}"
+
+
+def standing(tracker: ExperimentTracker, model_name: str) -> Standing:
+    """Who is champion now, by the alias, and since when, by the history; nothing is written."""
+    champion, previous = (_number(tracker.version_by_alias(model_name, name)) for name in (CHAMPION, PREVIOUS_CHAMPION))
+    moves = [move for move in history(tracker, model_name) if move.state != "abandoned"]
+    if moves and moves[-1].state == "moving" and moves[-1].version != champion:
+        moves.pop()
+    move = moves[-1] if moves and moves[-1].version == champion else None
+    return Standing(model_name, champion, previous, move)
 
 
 @contextmanager
@@ -66,7 +115,7 @@ def history(tracker: ExperimentTracker, model_name: str) -> list[Move]:
     """Every move that was begun, oldest first."""
     tags = sorted((key, value) for key, value in tracker.model_tags(model_name).items() if key.startswith(HISTORY))
     return [
-        Move(datetime.strptime(key.removeprefix(HISTORY), _MOMENT).replace(tzinfo=UTC), **json.loads(value))
+        Move(datetime.strptime(key.removeprefix(HISTORY), MOMENT).replace(tzinfo=UTC), **json.loads(value))
         for key, value in tags
     ]
 
@@ -78,14 +127,15 @@ def champions(moves: list[Move], start: datetime, end: datetime) -> list[Move]:
     return before[-1:] + [move for move in moved if start < move.moment <= end]
 
 
-def move_champion(tracker: ExperimentTracker, version: Version, previous: Version | None, by: str, reason: str) -> None:
-    """Make `version` champion and `previous` the previous champion, with a record that says who and why."""
-    move = _new_move(tracker, version.name, version.version, _number(previous), by, reason, "moving")
-    _set_aliases(tracker, version.name, move)
-    last = [other for other in history(tracker, version.name) if other.state != "abandoned"][-1]
-    if last.moment != move.moment:
-        _set_aliases(tracker, version.name, last)
-    _write(tracker, version.name, replace(move, state="moved"))
+def move_champion(
+    tracker: ExperimentTracker, version: Version, previous: Version | None, by: str, reason: str, decision: str
+) -> None:
+    """Make `version` champion and `previous` the previous champion, with a record that says who and why.
+
+    `decision` is the file on the version's run that tells more.
+    """
+    move = _new_move(tracker, version.name, version.version, _number(previous), by, reason, "moving", decision)
+    _carry_out(tracker, version.name, move)
 
 
 def settle(tracker: ExperimentTracker, model_name: str) -> None:
@@ -95,14 +145,23 @@ def settle(tracker: ExperimentTracker, model_name: str) -> None:
     if moves and moves[-1].state == "moving":
         unfinished = moves.pop()
         if champion in (unfinished.previous, unfinished.version):
-            _set_aliases(tracker, model_name, unfinished)
-            _write(tracker, model_name, replace(unfinished, state="moved"))
+            _carry_out(tracker, model_name, unfinished)
             return
         _write(tracker, model_name, replace(unfinished, state="abandoned"))
     recorded = next((move.version for move in reversed(moves) if move.state == "moved"), None)
     if champion != recorded:
         reason = "found so: the alias was moved without a record"
-        _new_move(tracker, model_name, champion, recorded, "somebody outside the pipeline", reason, "moved")
+        _new_move(tracker, model_name, champion, recorded, _OUTSIDE, reason, "moved", None)
+
+
+def _carry_out(tracker: ExperimentTracker, model_name: str, move: Move) -> None:
+    _set_aliases(tracker, model_name, move)
+    last = [other for other in history(tracker, model_name) if other.state != "abandoned"][-1]
+    if last.moment != move.moment:
+        _set_aliases(tracker, model_name, last)
+    if move.version and (version := tracker.get_version(model_name, move.version)):
+        tracker.set_version_tags(version, {DECISION: move.reason})
+    _write(tracker, model_name, replace(move, state="moved"))
 
 
 def _number(version: Version | None) -> int | None:
@@ -117,12 +176,13 @@ def _new_move(
     by: str,
     reason: str,
     state: Literal["moving", "moved"],
+    decision: str | None,
 ) -> Move:
     moves = history(tracker, model_name)
     now = datetime.now(UTC)
     # Later than the last one, even if the clock of the machine that wrote it is ahead: the order is what counts.
     moment = max(now, moves[-1].moment + timedelta(microseconds=1)) if moves else now
-    move = Move(moment, version, previous, by, reason, state)
+    move = Move(moment, version, previous, by, reason, state, decision)
     _write(tracker, model_name, move)
     return move
 
@@ -132,9 +192,7 @@ def _write(tracker: ExperimentTracker, model_name: str, move: Move) -> None:
     del facts["moment"]
     # MLflow's databases keep 5,000 characters.
     facts["reason"] = move.reason[:2_000]
-    tracker.set_model_tag(
-        model_name, f"{HISTORY}{move.moment.strftime(_MOMENT)}", json.dumps(facts, ensure_ascii=False)
-    )
+    tracker.set_model_tag(model_name, f"{HISTORY}{move.moment.strftime(MOMENT)}", json.dumps(facts, ensure_ascii=False))
 
 
 def _set_aliases(tracker: ExperimentTracker, model_name: str, move: Move) -> None:

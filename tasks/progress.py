@@ -6,14 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.logging.loggers import LoggingAdapter
-from tqdm import tqdm
-
-Logger = logging.Logger | LoggingAdapter
+Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 SECONDS_BEFORE_FIRST = 2.0
 """Work that ends sooner shows no line and no artifact: they would only be noise."""
@@ -26,6 +22,11 @@ def byte_progress(title: str, total: int, logger: Logger) -> Iterator[Callable[[
 
     `total` is in bytes. A negative number takes back what had to be thrown away.
     """
+    # Not above: a command without steps takes nothing but the name of a logger from here, and starts without Prefect.
+    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+    from prefect.context import FlowRunContext, TaskRunContext
+    from tqdm import tqdm
+
     started = time.monotonic()
     shown = started + SECONDS_BEFORE_FIRST - SECONDS_BETWEEN
     done = 0

@@ -1,34 +1,34 @@
-"""Step: make a model version of a finished run, and decide at the gate whether it becomes the champion."""
+"""Versions of a registered model: made of finished runs, decided about at the gate, each decision kept.
+
+Every decision is a file of its own on the version's run, `gate/decision-<moment>.json`, with its text for people
+beside it, and is never written again. The gate's tags of a version (`gate_...`) say what the gate decided, whatever a
+person did afterwards; `champion_decision` says what was decided last.
+"""
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 
 from infra.compute import Compute
 from infra.errors import PipelineError, RunNotRegistrable
 from infra.experiment_tracker import ExperimentTracker, Run, Version
-from infra.object_store import ObjectStore
 from infra.scratch import temporary_folder
 from infra.settings import Settings
-from tasks.champion import CHAMPION, history, move_champion, registry_lock, settle
+from tasks.champion import CHAMPION, DECISION, MOMENT, history, move_champion, registry_lock, settle
 from tasks.gate import Comparison, Decision, GateRules, decide
-from tasks.handoffs import Dataset, ModelVersion, TrainingRun
 from tasks.progress import Logger
-from tasks.retrying import is_worth_a_retry
 from tasks.saved_model import ask_program, fetch_model, model_files
-from tasks.train_model import discard_checkpoints
-
-DECISION = "champion_decision"
-"""Tag of a version: what was decided about it, in a sentence. Written last of all: a version without it was left by a
-process that died, and the decision is made again."""
 
 OUTCOME = "gate_outcome"
-"""Tag of a version: `promoted`, `kept` (the champion was), `by hand`, or `not compared`: the next run tries again."""
+"""Tag of a version: `promoted`, `kept` (the champion was), or `not compared`: the next run tries again."""
+
+GATE_DECISION = "gate_decision"
+"""Tag of a version: what the gate decided, in a sentence."""
+
+GATE_FLOW_RUN = "gate_flow_run_id"
+"""Tag of a version: the Prefect flow run in which the gate decided."""
 
 VERSION_TAGS = (
     "dataset",
@@ -50,46 +50,23 @@ ATTEMPTS = 5
 """How often a decision is made again because another machine changed the champion meanwhile."""
 
 
-@task(
-    name="register model",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_condition_fn=is_worth_a_retry,
-)
-def register_model(
-    run: TrainingRun,
-    dataset: Dataset,
-    model_name: str,
-    rules: GateRules,
-    machine: Compute,
-    settings: Settings,
-    tracker: ExperimentTracker,
-) -> ModelVersion:
-    """The version of `model_name` that was made from this run: a new one, or the one that exists.
-
-    `machine` is where champion and challenger are scored on the test set of `dataset`. Raises
-    `RunNotRegistrable` if the run is not FINISHED or lacks what a version must have. Whatever else keeps the two from
-    being compared leaves the champion in its place.
-    """
-    logger = get_run_logger()
-    version = register(run.run_id, dataset.uri, model_name, rules, machine, settings, tracker, logger)
-    # Not before: until the version exists, a rerun may have to continue this very run.
-    discard_checkpoints(ObjectStore(settings.object_store_uri), version.run_id)
-    return ModelVersion(version.name, version.version, version.run_id)
-
-
 def register(
     run_id: str,
     data_folder: str,
     model_name: str,
     rules: GateRules,
     machine: Compute,
+    flow_run_id: str,
     settings: Settings,
     tracker: ExperimentTracker,
     logger: Logger,
 ) -> Version:
-    """See `register_model`; callable without a Prefect server."""
+    """The version of `model_name` that was made from the run, and decided about: a new one, or the one that exists.
+
+    `machine` is where champion and challenger are scored on the test set in `data_folder`. Raises `RunNotRegistrable`
+    if the run is not FINISHED or lacks what a version must have. Whatever else keeps the two from being compared leaves
+    the champion in its place.
+    """
     run = tracker.get_run(run_id)
     model_id = check_registrable(run)
     with registry_lock(settings.locks_folder, model_name, logger):
@@ -100,9 +77,16 @@ def register(
             logger.info("Registered run %s as version %d of %s", run_id, version.version, model_name)
         else:
             logger.info("Run %s is version %d of %s already", run_id, version.version, model_name)
-        if DECISION not in version.tags or version.tags.get(OUTCOME) == "not compared":
-            _decide_and_move(version, run, data_folder, rules, machine, settings, tracker, logger)
+        if _is_open(version):
+            _decide_and_move(version, run, data_folder, rules, machine, flow_run_id, settings, tracker, logger)
     return version
+
+
+def _is_open(version: Version) -> bool:
+    """True if nothing was decided, or if the gate had the last word and could not compare."""
+    decision = version.tags.get(DECISION)
+    last_is_the_gates = decision == version.tags.get(GATE_DECISION, decision)
+    return decision is None or (version.tags.get(OUTCOME) == "not compared" and last_is_the_gates)
 
 
 def check_registrable(run: Run) -> str:
@@ -145,18 +129,22 @@ def check_intact(tracker: ExperimentTracker, run: Run, scratch: Path) -> None:
 
 def record_decision(
     tracker: ExperimentTracker, version: Version, champion: Version | None, facts: Mapping[str, Any], sentence: str
-) -> None:
-    """Keep a decision with the version's run as `gate/decision.json`, and as `gate/decision.md` for people."""
+) -> str:
+    """Keep a decision with the version's run, in files of its own, of which the one for programs is returned."""
+    moment = datetime.now(UTC)
     compared = champion and {"version": champion.version, "run_id": champion.run_id}
     report = {
         "model": version.name,
+        "moment": moment.isoformat(),
         "decision": sentence,
         "version": {"version": version.version, "run_id": version.run_id},
         "champion": compared,
         **facts,
     }
-    tracker.log_text(version.run_id, json.dumps(report, indent=1) + "\n", "gate/decision.json")
-    tracker.log_text(version.run_id, _markdown(report), "gate/decision.md")
+    file = f"gate/decision-{moment.strftime(MOMENT)}"
+    tracker.log_text(version.run_id, json.dumps(report, indent=1) + "\n", f"{file}.json")
+    tracker.log_text(version.run_id, _markdown(report), f"{file}.md")
+    return f"{file}.json"
 
 
 def _decide_and_move(
@@ -165,12 +153,13 @@ def _decide_and_move(
     data_folder: str,
     rules: GateRules,
     machine: Compute,
+    flow_run_id: str,
     settings: Settings,
     tracker: ExperimentTracker,
     logger: Logger,
 ) -> None:
-    # Numbers and report first, then the aliases, the decision's tag last: killed anywhere, the next call decides again
-    # or, if the alias has moved already, finds the sentence in the history and only adds what is missing.
+    # The decision's files first, then the gate's tags, then the aliases or, if they stay, the tag that ends it: killed
+    # before the move has begun, the next call decides again; after that, `settle` has ended what is decided here.
     for _ in range(ATTEMPTS):
         champion = tracker.version_by_alias(version.name, CHAMPION)
         if champion and champion.version == version.version:
@@ -178,20 +167,22 @@ def _decide_and_move(
             break
         decision = _decide(run, champion, data_folder, rules, machine, settings, tracker, logger)
         sentence = _sentence(version, champion, decision)
-        record_decision(tracker, version, champion, _facts(rules, decision), sentence)
-        tracker.set_version_tags(version, _tags(rules, decision, champion))
+        file = record_decision(tracker, version, champion, _facts(rules, decision), sentence)
+        tags = {GATE_DECISION: sentence, GATE_FLOW_RUN: flow_run_id}
+        tracker.set_version_tags(version, _tags(rules, decision, champion) | tags)
         if decision.outcome != "promoted":
             break
         now = tracker.version_by_alias(version.name, CHAMPION)
         if (now and now.version) == (champion and champion.version):
-            move_champion(tracker, version, champion, f"the gate, run {version.run_id}", sentence)
-            break
+            move_champion(tracker, version, champion, f"the gate, run {version.run_id}", sentence, file)
+            logger.info("%s", sentence)
+            return
         logger.info("The champion has changed meanwhile: %s is compared with the new one", version.uri)
     else:
         sentence = (
             f"Version {version.version} is not champion: the champion changed {ATTEMPTS} times while it was compared"
         )
-        tracker.set_version_tags(version, {OUTCOME: "not compared"})
+        tracker.set_version_tags(version, {OUTCOME: "not compared", GATE_DECISION: sentence})
     tracker.set_version_tags(version, {DECISION: sentence})
     logger.info("%s", sentence)
 

@@ -10,7 +10,6 @@ from infra.errors import ModelMismatch
 from infra.experiment_tracker import ExperimentTracker, Run
 from infra.scratch import temporary_folder
 from tasks.progress import Logger
-from tasks.train_model import PROGRAM
 from tasks.training_program.dataset_files import BadDataset, FileEntry, dataset_sha256, file_entry, parse_manifest
 
 MODEL_FILES = "model_files.json"
@@ -72,6 +71,9 @@ def _differences(folder: Path, files: list[FileEntry]) -> str:
 
 def ask_program(machine: Compute, arguments: tuple[str, ...], logger: Logger) -> dict[str, Any]:
     """The object that the training program prints when it is run with these arguments; its lines go to the log."""
+    # Not above: Prefect's import comes with it, and who only fetches a model needs neither.
+    from tasks.train_model import PROGRAM
+
     answer = {}
     with closing(machine.run(Job(PROGRAM, arguments))) as lines:  # type: ignore[type-var]
         for line in lines:

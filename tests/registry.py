@@ -17,7 +17,7 @@ from infra.settings import Settings, load_settings
 from tasks.champion import CHAMPION, PREVIOUS_CHAMPION, Move, history
 from tasks.gate import GateRules
 from tasks.promote_version import promote
-from tasks.register_model import register, version_tags
+from tasks.registration import register, version_tags
 from tasks.training_program.dataset_files import bytes_entry, dataset_sha256, manifest_bytes
 
 MODEL = "digits"
@@ -88,11 +88,12 @@ class Registry:
         self.tracker.end_run(run_id, "FINISHED")
         return run_id
 
-    def register(self, run_id: str, rules: GateRules, machine: Compute | None = None) -> Version:
-        """Register the run; the version as it is afterwards."""
-        register(
-            run_id, str(self.data_folder), MODEL, rules, machine or self.machine, self.settings, self.tracker, LOGGER
-        )
+    def register(
+        self, run_id: str, rules: GateRules, machine: Compute | None = None, flow_run_id: str = "some"
+    ) -> Version:
+        """Register the run in a flow run; the version as it is afterwards."""
+        folder, on = str(self.data_folder), machine or self.machine
+        register(run_id, folder, MODEL, rules, on, flow_run_id, self.settings, self.tracker, LOGGER)
         return self.version_of(run_id)
 
     def add_version(self, run_id: str) -> Version:
@@ -100,9 +101,9 @@ class Registry:
         run = self.tracker.get_run(run_id)
         return self.tracker.create_version(MODEL, run, run.model_id, version_tags(run))
 
-    def promote(self, number: int | None) -> str:
+    def promote(self, number: int | None, although_refused: bool = False) -> str:
         """Promote by hand."""
-        return promote(number, MODEL, "somebody", self.settings, self.tracker, LOGGER)
+        return promote(number, MODEL, "somebody", although_refused, self.settings, self.tracker, LOGGER)
 
     def version_of(self, run_id: str) -> Version:
         """The version that was made of a run."""
@@ -119,9 +120,17 @@ class Registry:
     def history(self) -> list[Move]:
         return history(self.tracker, MODEL)
 
+    def decisions(self, run_id: str, kind: str = ".json") -> dict[str, str]:
+        """The files that decisions left on the run, oldest first, and their texts."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.settings.mlflow_tracking_uri)
+        names = sorted(file.path for file in client.list_artifacts(run_id, "gate") if file.path.endswith(kind))
+        return {name: self.tracker.read_file(run_id, name, self.folder).decode() for name in names}
+
     def report(self, run_id: str) -> dict[str, Any]:
-        """What the gate left on the run."""
-        return dict(json.loads(self.tracker.read_file(run_id, "gate/decision.json", self.folder)))
+        """What was last decided about the version of the run."""
+        return dict(json.loads(list(self.decisions(run_id).values())[-1]))
 
     def model_file(self, run_id: str, name: str) -> Path:
         """Where MLflow keeps a file of the run's model."""

@@ -8,9 +8,9 @@ import pytest
 
 from infra.errors import RunNotRegistrable, TrackerError
 from infra.experiment_tracker import Version
-from tasks.champion import CHAMPION, champions
+from tasks.champion import CHAMPION, DECISION, champions, settle, standing
 from tasks.gate import GateRules
-from tasks.register_model import DECISION, OUTCOME
+from tasks.registration import GATE_DECISION, GATE_FLOW_RUN, OUTCOME
 from tasks.training_program.dataset_files import TEST_IMAGES, TEST_LABELS, dataset_sha256
 from tests.registry import MODEL, Interrupting, Registry
 from tests.small_dataset import entries, write_small_dataset
@@ -86,7 +86,7 @@ def test_the_first_version_becomes_champion_and_a_better_one_replaces_it(registr
     assert numbers["images"] == 1_000
     gained = numbers["only_challenger_right"] - numbers["only_champion_right"]
     assert numbers["challenger_accuracy"] - numbers["champion_accuracy"] == pytest.approx(gained / 1_000)
-    text = registry.tracker.read_file(second, "gate/decision.md", registry.folder).decode()
+    (text,) = registry.decisions(second, ".md").values()
     assert version.tags[DECISION] in text
     assert "| recall of 9 |" in text
 
@@ -97,8 +97,12 @@ def test_the_first_version_becomes_champion_and_a_better_one_replaces_it(registr
     assert [move.version for move in champions(moves, between, datetime.now(UTC))] == [1, 2]
     assert champions(moves, moves[0].moment - timedelta(1), moves[0].moment - timedelta(1)) == []
 
-    assert registry.register(second, BETTER).version == 2, "a second call finds the version"
+    kept = registry.decisions(second)
+    assert registry.register(second, BETTER, flow_run_id="another").version == 2, "a second call finds the version"
     assert registry.history == moves
+    assert registry.decisions(second) == kept
+    assert registry.version_of(second).tags[GATE_FLOW_RUN] == "some", "and decides nothing"
+    assert [move.decision for move in moves] == [*registry.decisions(first), *kept]
 
 
 def test_a_champion_that_cannot_be_read_stays_until_it_can_and_a_worse_challenger_then_fails(
@@ -172,6 +176,56 @@ def test_a_sample_is_never_champion(registry: Registry, models: Models) -> None:
     assert version.tags[DECISION] == "Version 1 is not champion: it was made from mnist-5k, a sample. There is none."
     assert registry.champions() == (None, None)
     assert registry.history == []
+    assert standing(registry.tracker, MODEL).sentence.startswith(
+        "No version of digits is champion, and none was before. Make one champion: python -m flows.promote "
+    )
+
+
+def test_a_decision_by_hand_leaves_the_gates_own_and_ends_its_attempts(registry: Registry, models: Models) -> None:
+    registry.register(registry.add_run(models.good, models.test_set_sha256), BETTER)
+    as_good = registry.add_run(models.as_good, models.test_set_sha256)
+    kept = registry.register(as_good, BETTER).tags
+    gates = registry.decisions(as_good)
+    registry.promote(2, although_refused=True)
+    promoted = registry.version_of(as_good).tags
+    assert {key: value for key, value in promoted.items() if key != DECISION} == {
+        key: value for key, value in kept.items() if key != DECISION
+    }
+    assert promoted[DECISION].startswith("Version 2 became champion in place of version 1: promoted by hand")
+    assert promoted[GATE_DECISION].startswith("Version 2 is not champion")
+    assert gates.items() < registry.decisions(as_good).items()
+
+    alien = registry.add_run(models.weak, "another test set")
+    assert registry.register(alien, BETTER).tags[OUTCOME] == "not compared"
+    registry.promote(3)
+    registry.promote(1)
+    before = registry.decisions(alien)
+    registry.register(alien, GateRules("not-worse"))
+    assert registry.decisions(alien) == before, "a person has decided"
+    assert registry.champions() == (1, 3)
+
+
+def test_the_standing_says_who_is_champion_since_when_whoever_made_it_so(registry: Registry, models: Models) -> None:
+    for model in (models.good, models.as_good):
+        version = registry.add_version(registry.add_run(model, models.test_set_sha256))
+    registry.promote(1)
+    (move,) = registry.history
+    now = standing(registry.tracker, MODEL)
+    since = f"since {move.moment:%Y-%m-%d %H:%M:%S} UTC"
+    assert (now.champion, now.previous_champion, now.sentence) == (1, None, f"Version 1 is champion, {since}")
+
+    registry.tracker.set_alias(version, CHAMPION)
+    assert standing(registry.tracker, MODEL).sentence == "Version 2 is champion, since when is not on record"
+    assert registry.history == [move], "who asks records nothing"
+    settle(registry.tracker, MODEL)
+    assert standing(registry.tracker, MODEL).sentence.endswith(" UTC or earlier")
+
+    registry.tracker._client.delete_registered_model_alias(MODEL, CHAMPION)
+    assert standing(registry.tracker, MODEL).champion is None
+    settle(registry.tracker, MODEL)
+    told = standing(registry.tracker, MODEL).sentence
+    assert told.startswith("No version of digits is champion, since 20")
+    assert "or earlier: its alias was removed. Make one champion: python -m flows.promote" in told
 
 
 def test_the_champions_own_weights_change_nothing(registry: Registry, models: Models) -> None:
@@ -282,11 +336,14 @@ def test_killed_before_any_write_the_next_call_completes_a_promotion_by_hand(
         assert process.exitcode == -9
         registry.promote(other)
         assert registry.champions() == (other, champion)
+        version = registry.tracker.get_version(MODEL, other)
+        assert version is not None
+        assert version.tags[DECISION] == registry.history[-1].reason
         begun += 1
         assert [move.version for move in registry.history if move.state == "moved"][-2:] == [champion, other]
         assert len(registry.history) == begun, "a move is on record once"
         champion, other = other, champion
-    assert writes == 8
+    assert writes == 7
 
 
 def test_an_alias_that_somebody_else_moved_is_found_and_recorded(registry: Registry, models: Models) -> None:

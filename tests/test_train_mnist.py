@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tasks.dataset_catalog import describe_dataset
+from tasks.train_model import PHASES
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
 from tests.s3_server import SECRET, s3_server
@@ -30,6 +31,9 @@ def test_a_run_ends_with_a_registered_champion_and_its_files(pipeline: Pipeline,
     assert outcome["model_version"] == 1
     assert outcome["model_uri"] == "models:/keras-dnn-mnist/1"
     assert not outcome["reused"]
+    assert (outcome["champion"], outcome["decided"]) == (1, True)
+    assert outcome["champion_decision"] == "Version 1 became champion: there was none before it"
+    assert list(outcome["phases"]) == list(PHASES)
     assert list(outcome["seconds"]) == STEPS
     assert (pipeline.output_dir / "MLmodel").is_file()
     champion = pipeline.tracker.version_by_alias("keras-dnn-mnist", "champion")
@@ -105,6 +109,10 @@ def test_a_run_with_nothing_changed_trains_and_sends_nothing(pipeline: Pipeline,
     before = {path: path.stat().st_mtime_ns for path in pipeline.output_dir.rglob("*")}
     again = pipeline.run(*QUICK)
     assert again["reused"]
+    assert (again["champion"], again["decided"], again["phases"], again["epoch_seconds"]) == (1, False, {}, 0)
+    assert again["champion_decision"].startswith("Nothing was decided. Version 1 is champion, since 20")
+    assert "became champion" not in pipeline.log
+    assert "of the training" not in pipeline.log, "those seconds are of an earlier run"
     same = ("run_id", "model_version", "weights_sha256", "test_accuracy", "training_key")
     assert {name: again[name] for name in same} == {name: outcome[name] for name in same}
     assert {path: path.stat().st_mtime_ns for path in pipeline.output_dir.rglob("*")} == before
@@ -126,11 +134,17 @@ def test_another_hyperparameter_trains(pipeline: Pipeline, outcome: dict[str, An
     assert other["weights_sha256"] != outcome["weights_sha256"]
 
 
-def test_a_changed_model_folder_is_brought_back(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+def test_a_changed_model_folder_is_brought_back_and_a_champion_that_is_gone_is_told(
+    pipeline: Pipeline, outcome: dict[str, Any]
+) -> None:
+    pipeline.tracker._client.delete_registered_model_alias("keras-dnn-mnist", "champion")
     (pipeline.output_dir / "MLmodel").write_text("nonsense")
     (pipeline.output_dir / "added.txt").write_text("not the model's")
     again = pipeline.run(*QUICK)
     assert again["reused"]
+    assert (again["champion"], again["decided"]) == (None, False)
+    assert "Nothing was decided. No version of keras-dnn-mnist is champion, since 20" in pipeline.log
+    assert "python -m flows.promote --model-name keras-dnn-mnist --version N" in pipeline.log
     assert not (pipeline.output_dir / "added.txt").exists()
     assert "model_uuid" in (pipeline.output_dir / "MLmodel").read_text()
     assert "The downloaded model has the run's test accuracy" in pipeline.log

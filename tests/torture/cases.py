@@ -144,7 +144,7 @@ def _run_facts(client: Any, run_id: str) -> dict[str, Any]:
         "status": run.info.status,
         "params": run.data.params,
         "inputs": [(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs],
-        "artifacts": sorted(_artifacts(client, run_id, "")),
+        "artifacts": sorted(set(_artifacts(client, run_id, ""))),
         "logged models": [(one.source_run_id == run_id, str(one.status)) for one in models],
         "model outputs": [(one.model_id == run.data.tags["model_id"], one.step) for one in run.outputs.model_outputs],
         "tags": sorted(run.data.tags),
@@ -166,12 +166,20 @@ def _artifacts(client: Any, run_id: str, folder: str) -> Iterator[str]:
         if item.is_dir:
             yield from _artifacts(client, run_id, item.path)
         elif item.path != "source/uncommitted.diff":  # Is there or not as the checkout is, whoever edits it.
-            yield item.path
+            # A decision bears its moment; one that was not carried out is there beside the one that was made again.
+            yield re.sub(r"(gate/decision)-[^/]*(\.\w+)$", r"\1\2", item.path)
 
 
 def _registry_facts(client: Any, run_id: str) -> dict[str, Any]:
     versions = client.search_model_versions(f"name = '{MODEL}'")
-    differing = {"prefect.flow_run_id", "prefect.flow_run_url", "mlflow.source.git.commit", "git_dirty", "model_sha256"}
+    differing = {
+        "gate_flow_run_id",
+        "prefect.flow_run_id",
+        "prefect.flow_run_url",
+        "mlflow.source.git.commit",
+        "git_dirty",
+        "model_sha256",
+    }
     return {
         "versions": [(int(one.version), one.run_id == run_id, one.status) for one in versions],
         "champion": int(client.get_model_version_by_alias(MODEL, "champion").version),

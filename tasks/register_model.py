@@ -1,0 +1,41 @@
+"""Step: make a model version of a finished run, and decide at the gate whether it becomes the champion."""
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.tasks import exponential_backoff
+
+from infra.compute import Compute
+from infra.experiment_tracker import ExperimentTracker
+from infra.object_store import ObjectStore
+from infra.settings import Settings
+from tasks.gate import GateRules
+from tasks.handoffs import Dataset, ModelVersion, TrainingRun
+from tasks.registration import register
+from tasks.retrying import is_worth_a_retry
+from tasks.train_model import discard_checkpoints
+
+
+@task(
+    name="register model",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_condition_fn=is_worth_a_retry,
+)
+def register_model(
+    run: TrainingRun,
+    dataset: Dataset,
+    model_name: str,
+    rules: GateRules,
+    machine: Compute,
+    settings: Settings,
+    tracker: ExperimentTracker,
+) -> ModelVersion:
+    """The version of `model_name` that was made from this run, see `register`."""
+    logger = get_run_logger()
+    flow_run_id = str(flow_run.id)
+    version = register(run.run_id, dataset.uri, model_name, rules, machine, flow_run_id, settings, tracker, logger)
+    # Not before: until the version exists, a rerun may have to continue this very run.
+    discard_checkpoints(ObjectStore(settings.object_store_uri), version.run_id)
+    return ModelVersion(version.name, version.version, version.run_id)
