@@ -22,8 +22,9 @@ from infra.settings import Settings, load_settings, without_secrets
 from infra.tracker_process import TrackerProcess
 from tasks.dataset_catalog import DatasetDescription, describe_dataset
 from tasks.download_artifacts import check_output_dir
+from tasks.program_run import PROGRAM
 from tasks.progress import Logger
-from tasks.train_model import PROGRAM, find_finished, training_key, workload
+from tasks.train_model import find_finished, training_key, workload
 from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
 
 

@@ -68,6 +68,11 @@ class ComputeUnavailable(PipelineError):
 class TrainingFailed(PipelineError):
     """The training program ended without a result."""
 
+    def __init__(self, text: str, exit_status: int | None = None) -> None:
+        """`exit_status` is the program's, where it ended by itself."""
+        super().__init__(text)
+        self.exit_status = exit_status
+
 
 class RunNotRegistrable(PipelineError):
     """A run lacks what every model version must have."""

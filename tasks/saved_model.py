@@ -1,14 +1,14 @@
 """A run's model as files: fetched, compared with what the run logged, and tried by the training program."""
 
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from infra.compute import Compute, Job
-from infra.errors import ModelMismatch
+from infra.errors import ModelMismatch, TrainingFailed
 from infra.experiment_tracker import ExperimentTracker, Run
 from infra.scratch import temporary_folder
+from tasks.program_run import PROGRAM, ProgramRun
 from tasks.progress import Logger
 from tasks.training_program.dataset_files import BadDataset, FileEntry, dataset_sha256, file_entry, parse_manifest
 
@@ -70,15 +70,15 @@ def _differences(folder: Path, files: list[FileEntry]) -> str:
 
 
 def ask_program(machine: Compute, arguments: tuple[str, ...], logger: Logger) -> dict[str, Any]:
-    """The object that the training program prints when it is run with these arguments; its lines go to the log."""
-    # Not above: Prefect's import comes with it, and who only fetches a model needs neither.
-    from tasks.train_model import PROGRAM
+    """What the training program answers when it is run with these arguments; its other lines go to the log.
 
-    answer = {}
-    with closing(machine.run(Job(PROGRAM, arguments))) as lines:  # type: ignore[type-var]
-        for line in lines:
-            if line.startswith("{"):
-                answer = json.loads(line)
-            else:
-                logger.info(line)
-    return answer
+    Raises as `ProgramRun.lines` does, and `TrainingFailed` if there is no answer.
+    """
+    run = ProgramRun(machine, Job(PROGRAM, arguments))
+    for line in run.lines():
+        if run.last_words is None:
+            logger.info(line)
+    try:
+        return dict(json.loads((run.last_words or [""])[0]))
+    except (ValueError, TypeError) as error:
+        raise TrainingFailed(f"The training program ended well, and its answer to {arguments[0]} is none.") from error

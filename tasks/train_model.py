@@ -27,10 +27,9 @@ from infra.source_code import source_state
 from tasks.cancellation import UNREACHABLE, is_cancelled
 from tasks.dataset_catalog import describe_dataset
 from tasks.handoffs import Dataset, TrainingRun
+from tasks.program_run import PROGRAM, ProgramRun
 from tasks.progress import Logger
 from tasks.training_program.hyperparameters import Hyperparameters
-
-PROGRAM = Path(__file__).parent / "training_program"
 
 COMPUTING_LIBRARIES = ("keras", "tensorflow", "numpy")
 """Those whose version can change the resulting weights."""
@@ -108,7 +107,7 @@ def train_model(
     """Train on `target` and return the finished MLflow run, or the finished run that had the same key.
 
     `machine` is this machine, where the next steps will want the program.
-    Raises `TrainingFailed` if the program ends without a result; its run is then FAILED, or KILLED if
+    If the program ends without a result, raises as `ProgramRun.lines` does; the run is then FAILED, or KILLED if
     this process was told to stop.
     """
     logger = get_run_logger()
@@ -259,7 +258,7 @@ def _closing(tracker: ExperimentTracker, run_id: str, logger: Logger) -> Iterato
     except BaseException as error:
         # Not an Exception: Ctrl-C, SIGTERM (SystemExit, or Prefect's own TerminationSignal), Prefect's cancelling.
         failed = isinstance(error, Exception)
-        cause = str(error).splitlines()[0][:500] if failed else _why_stopped(error)
+        cause = " ".join(str(error).split())[:500] if failed else _why_stopped(error)
         try:
             tracker.end_run(run_id, "FAILED" if failed else "KILLED", cause)
         except TrackerError as second:
@@ -293,7 +292,7 @@ def _run_program(
         progress = create_progress_artifact(0.0, description=f"Training, {epochs} epochs")
     phases = _Phases()
     known = log_file.read_text().splitlines() if log_file.exists() else []
-    with log_file.open("a", buffering=1) as log, closing(target.run(job)) as lines:  # type: ignore[type-var]
+    with log_file.open("a", buffering=1) as log, closing(ProgramRun(target, job).lines()) as lines:  # type: ignore[type-var]
         for line in _behind(known, lines):
             log.write(line + "\n")
             logger.info(line)

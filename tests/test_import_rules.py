@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "tasks" / "training_program"
 
-LIGHT = {"tasks.training_program.hyperparameters", "tasks.training_program.dataset_files"}
+LIGHT = {f"tasks.training_program.{module}" for module in ("hyperparameters", "dataset_files", "errors")}
 """What of the program the flow's process may import: declarations and file formats, no Keras."""
 
 

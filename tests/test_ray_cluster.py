@@ -22,7 +22,7 @@ from infra.compute import DEFAULT_OPTIONS, ClusterOptions, Job, Workload, comput
 from infra.compute.ray_cluster import RayCluster, check_addresses
 from infra.errors import ComputeUnavailable, SettingsError, TrainingFailed
 from infra.settings import Settings, load_settings
-from tasks.train_model import PROGRAM
+from tasks.program_run import PROGRAM
 from tests import ray_cluster
 from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until

@@ -8,7 +8,8 @@ import pytest
 
 from infra.compute import program_sha256
 from tasks import train_model
-from tasks.train_model import COMPUTING_LIBRARIES, PROGRAM, training_key
+from tasks.program_run import PROGRAM
+from tasks.train_model import COMPUTING_LIBRARIES, training_key
 from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
 
 DATASET = "0" * 64

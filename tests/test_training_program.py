@@ -28,7 +28,7 @@ from tasks.training_program.dataset_files import (
     parse_manifest,
 )
 from tasks.training_program.environment import can_change_weights
-from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TERMINATED
+from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TERMINATED, LAST_WORDS
 from tasks.training_program.hyperparameters import Hyperparameters
 from tests.small_dataset import entries, write_small_dataset
 
@@ -316,7 +316,7 @@ def test_standing_by_it_takes_its_arguments_and_refuses_a_gpu_that_is_not_there(
     assert process.wait(20) == EXIT_NO_GPU
     assert process.stdout
     output = process.stdout.read()
-    assert output.startswith("A GPU was asked for (--accelerator gpu), and TensorFlow")
+    assert output.startswith(f"{LAST_WORDS}\nA GPU was asked for (--accelerator gpu), and TensorFlow")
     assert "Traceback" not in output
 
 
@@ -365,6 +365,7 @@ time.sleep(600)
         (["train", "--data-folder=x", "--batch-size=0"], "--batch-size 0: Input should be greater than or equal to 1"),
         (["train", "--data-folder=x", "--learning-rate=2"], "--learning-rate 2.0: Input should be less than"),
         ([], "Say what to do"),
+        (["train"], "the following arguments are required: --data-folder"),
     ],
 )
 def test_a_wrong_call_is_refused_in_a_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

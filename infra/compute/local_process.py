@@ -103,7 +103,7 @@ class LocalProcess:
         finally:
             process.stop()
         if process.exit_code:
-            raise TrainingFailed(_describe_exit(job, process.exit_code))
+            raise _failure(job, process.exit_code)
 
     def release(self) -> None:
         """Stop the processes that stand by."""
@@ -187,13 +187,15 @@ def _signal_group(leader: int, number: signal.Signals) -> None:
         os.killpg(leader, number)
 
 
-def _describe_exit(job: Job, code: int) -> str:
+def _failure(job: Job, code: int) -> TrainingFailed:
     what = f"The training program {job.program.name} on this machine"
     if code < 0:
         name = signal.Signals(-code).name
         hint = "\nThe kernel does that when memory runs out: see the system's log." if -code == signal.SIGKILL else ""
-        return f"{what} was ended by {name}.{hint}\nRun the same command again: it continues after the last checkpoint."
-    return f"{what} ended with exit status {code}; its own last lines say why."
+        return TrainingFailed(
+            f"{what} was ended by {name}.{hint}\nRun the same command again: it continues after the last checkpoint."
+        )
+    return TrainingFailed(f"{what} ended with exit status {code}.", code)
 
 
 def visible_gpus() -> list[str]:

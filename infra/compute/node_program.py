@@ -6,7 +6,8 @@ It reads what is wanted from request.json beside it, prepares the environment, s
 program up and lets it stand by, waits for the order in the job's folder of the store, and passes on its output. It ends
 when the program does, or when nobody renews the job's lease: the job of a flow that has died costs no more than that.
 
-Lines that begin with `@` are for the flow; all others are the program's. Exit status: the program's, or one of ours.
+Lines that begin with the character 0x1D are for the flow; all others are the program's. Exit status: the program's, or
+one of ours.
 """
 
 import importlib.metadata
@@ -62,7 +63,7 @@ def main(request: dict[str, Any], prepared: bool) -> int:
 
 def say(what: str, facts: Any) -> None:
     """A line for the flow."""
-    print(f"@{what} {json.dumps(facts)}", flush=True)  # noqa: T201
+    print(f"\x1d{what} {json.dumps(facts)}", flush=True)  # noqa: T201
 
 
 def prepare(requirements: list[str], gpu: bool) -> str:
@@ -132,7 +133,8 @@ def unreachable(folder: Folder, uri: str, tracking_uri: str) -> str | None:
 def devices(program: str) -> list[dict[str, Any]]:
     """What the program says that Keras can compute on."""
     done = subprocess.run([sys.executable, "-m", program, "devices"], stdout=subprocess.PIPE, check=True)
-    return list(json.loads(done.stdout.splitlines()[-1])["devices"])
+    # Its answer stands behind this character; whatever the libraries have said is before.
+    return list(json.loads(done.stdout.rpartition(b"\x1e")[2])["devices"])
 
 
 def description(found: list[dict[str, Any]], gpu: bool) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from infra.settings import Settings, is_http, without_secrets
 NODE_PROGRAM = Path(__file__).with_name("node_program.py")
 REQUEST = "request.json"
 EXIT_REFUSED, EXIT_LEASE = 70, 75
+NODE_LINE = "\x1d"
+"""What begins a line of the node program itself."""
 FOLDER = "compute"
 """Folder of the object store with a folder for each job."""
 
@@ -400,7 +402,7 @@ class RayCluster:
                 f"{what} was ended by signal {code - 128}.\nRun the same command again: it continues after the last "
                 "checkpoint."
             )
-        raise TrainingFailed(f"{what} ended with exit status {code}; its own last lines say why.")
+        raise TrainingFailed(f"{what} ended with exit status {code}.", code)
 
     def _count(self, log: "_Log") -> None:
         if self._job and log.started_at is not None and self._options.gpus:
@@ -554,7 +556,7 @@ class _Lease:
 
 
 class _Log:
-    """The log of a job, read again and again, and told apart: lines of the program, and `@` lines for us."""
+    """The log of a job, read again and again, and told apart: lines of the program, and the node's for us."""
 
     def __init__(self, client: Any, job: str) -> None:
         self._client, self._job = client, job
@@ -583,12 +585,12 @@ class _Log:
         self._unfinished = lines[-1]
 
     def _take(self, line: str) -> None:
-        if not line.startswith("@"):
+        if not line.startswith(NODE_LINE):
             self.everything.append(line)
             if self.started_at is not None:  # Before are Ray's own lines.
                 self._new.append(line)
             return
-        what, _, facts_text = line[1:].partition(" ")
+        what, _, facts_text = line.removeprefix(NODE_LINE).partition(" ")
         facts = json.loads(facts_text)
         if what == "started":
             self.started_at, self.host = float(facts["at"]), facts["host"]

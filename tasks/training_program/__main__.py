@@ -13,6 +13,7 @@ at any time and continues with the same command.
 `--standby` imports what the command needs, prints `standing by` and waits for its arguments: one line of JSON on stdin,
 `{"arguments": ["train", ...]}`. The process ends when its stdin does, so it never outlives its caller.
 
+The last words, an answer in a line of JSON or the reason of a failure, come behind a line of the character 0x1E.
 Exit status: 0, or one of those in `errors.py`; 143 after SIGTERM, 130 after Ctrl-C, both at once.
 """
 
@@ -29,6 +30,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import environment
 
@@ -42,6 +44,7 @@ from .errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
+    LAST_WORDS,
     NoGpu,
     ProgramError,
     UsageError,
@@ -71,19 +74,32 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if isinstance(error, BadDataset):
-            sys.stderr.write(f"The data set is not what it must be: {error}\n")
-            return EXIT_BAD_DATASET
-        if isinstance(error, ProgramError):
-            sys.stderr.write(f"{error}\n")
-            return error.exit_status
-        sys.stderr.write(f"{type(error).__name__}: {error}\nThis is unexpected; --debug shows where it happened.\n")
-        return EXIT_FAILED
+        reason, status = _reason_and_status(error)
+        sys.stdout.flush()  # Where both go the same way, the reason comes last.
+        sys.stderr.write(f"{LAST_WORDS}\n{reason}\n")
+        return status
     return 0
 
 
+def _reason_and_status(error: Exception) -> tuple[str, int]:
+    if isinstance(error, BadDataset):
+        return f"The data set is not what it must be: {error}", EXIT_BAD_DATASET
+    if isinstance(error, ProgramError):
+        return str(error), error.exit_status
+    return f"{type(error).__name__}: {error}\nThis is unexpected; --debug shows where it happened.", EXIT_FAILED
+
+
+def _answer(facts: object) -> None:
+    print(f"{LAST_WORDS}\n{json.dumps(facts)}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="training_program", description=(__doc__ or "").partition("\n")[0])
+    parser = _Parser(prog="training_program", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--standby", metavar="COMMAND", help="import what this command needs, then read the arguments from stdin"
     )
@@ -231,7 +247,7 @@ def _predict(options: argparse.Namespace) -> None:
     wrong = int((outcome.predictions != outcome.labels).sum())
     print(f"{wrong:,} of {images:,} are wrong: accuracy {outcome.test_accuracy:.4f}")
     facts = {"test_accuracy": outcome.test_accuracy, "images": images, "weights_sha256": outcome.weights_sha256}
-    print(json.dumps(facts))
+    _answer(facts)
 
 
 def _named_folder(argument: str) -> tuple[str, Path]:
@@ -249,7 +265,7 @@ def _score(options: argparse.Namespace) -> None:
     scores = score(dict(options.model), options.data_folder)
     for name, evaluation in scores.evaluations.items():
         print(f"{name:<12} test_loss {evaluation.loss:.4f}  test_accuracy {evaluation.accuracy:.4f}")
-    print(json.dumps(scores.as_dict()))
+    _answer(scores.as_dict())
 
 
 def _devices(options: argparse.Namespace) -> None:
@@ -260,7 +276,7 @@ def _devices(options: argparse.Namespace) -> None:
     for device in tf.config.list_physical_devices():
         details = tf.config.experimental.get_device_details(device)
         found.append({"kind": device.device_type.lower(), "name": details.get("device_name", device.name)})
-    print(json.dumps({"devices": found}))
+    _answer({"devices": found})
 
 
 def _hyperparameters(options: argparse.Namespace) -> Hyperparameters:

@@ -3,6 +3,10 @@
 The text of an error is complete by itself: what was attempted, what was found, what to try.
 """
 
+LAST_WORDS = "\x1e"
+"""A line of its own, of this character alone (the record separator of ASCII), before the program's last words: its
+answer, which is a line of JSON, or the reason for which it fails. No other line begins so by chance."""
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_GPU = 3

@@ -1,0 +1,70 @@
+"""The training program as the steps run it: its lines, its last words, and what its exit status means."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from infra.compute import Compute, Job
+from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, PipelineError, TrainingFailed
+from tasks.training_program.errors import (
+    EXIT_BAD_DATASET,
+    EXIT_INTERRUPTED,
+    EXIT_NO_GPU,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    LAST_WORDS,
+)
+
+PROGRAM = Path(__file__).parent / "training_program"
+
+_MEANINGS: dict[int, type[PipelineError]] = {
+    EXIT_USAGE: ArgumentError,
+    EXIT_NO_GPU: ComputeUnavailable,
+    EXIT_BAD_DATASET: DatasetCorrupted,
+}
+"""Every other status is `TrainingFailed`."""
+
+LINES_KEPT = 5
+"""Of a program that ended without last words, the last lines stand for them."""
+
+
+class ProgramRun:
+    """A job of the training program on a compute."""
+
+    def __init__(self, compute: Compute, job: Job) -> None:
+        self._compute, self._job = compute, job
+        self._latest: deque[str] = deque(maxlen=LINES_KEPT)
+        self.last_words: list[str] | None = None
+        """The lines by which the program answers or says why it fails; None as long as it has not begun them."""
+
+    def lines(self) -> Iterator[str]:
+        """Run the job and yield its output line by line, the last words too.
+
+        If it fails, raises what its exit status means, with its own reason: `ArgumentError` for its arguments,
+        `ComputeUnavailable`, `DatasetCorrupted` or `TrainingFailed`; and what `Compute.run` raises.
+        """
+        try:
+            with closing(self._compute.run(self._job)) as lines:  # type: ignore[type-var]
+                for line in lines:
+                    before, mark, _ = line.partition(LAST_WORDS)
+                    if self.last_words is not None:
+                        self.last_words.append(line)
+                    if before or not mark:
+                        self._latest.append(before)
+                        yield before
+                    if mark:
+                        self.last_words = []
+        except TrainingFailed as error:
+            if error.exit_status is None:
+                raise
+            meaning = _MEANINGS.get(error.exit_status, TrainingFailed)
+            raise meaning(f"{self._reason(error.exit_status)}\n{error}") from error
+
+    def _reason(self, exit_status: int) -> str:
+        if exit_status in (EXIT_TERMINATED, EXIT_INTERRUPTED):
+            return "The training program was told to stop, and not by this run. Run the same command again."
+        if self.last_words:
+            return "\n".join(self.last_words)
+        latest = "".join(f"\n  {line}" for line in self._latest)
+        return f"The training program ended without a reason; the last that it said:{latest or ' nothing'}"

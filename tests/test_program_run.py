@@ -1,0 +1,102 @@
+"""What the steps take from a program's output: its answer, or the reason for which it failed, and nothing else."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.compute import Job
+from infra.compute.local_process import LocalProcess
+from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, PipelineError, TrainingFailed
+from infra.experiment_tracker import ExperimentTracker
+from infra.settings import load_settings
+from tasks import saved_model
+from tasks.program_run import PROGRAM, ProgramRun
+from tasks.saved_model import ask_program
+from tasks.train_model import _closing
+from tasks.training_program.dataset_files import MANIFEST, TEST_LABELS, manifest_bytes
+from tests.small_dataset import entries, write_small_dataset
+from tests.test_local_process import program
+
+LOGGER = logging.getLogger("tests.program_run")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[LocalProcess]:
+    local = LocalProcess(tmp_path / "scratch", "cpu", {})
+    yield local
+    local.release()
+
+
+def test_no_other_line_is_taken_for_the_answer(
+    machine: LocalProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = r"""
+        print('{"accuracy": 0.1}\n{\n@started {}')
+        print("without an end", end="")
+        print('\x1e\n{"accuracy": 0.9}')
+        print("{ a destructor's word")
+    """
+    # A program of a few lines: the training program says none of this.
+    monkeypatch.setattr(saved_model, "PROGRAM", program(tmp_path, body))
+    with caplog.at_level(logging.INFO):
+        assert ask_program(machine, ("predict",), LOGGER) == {"accuracy": 0.9}
+    assert caplog.messages == ["standing by", '{"accuracy": 0.1}', "{", "@started {}", "without an end"]
+
+
+@pytest.mark.parametrize("body", ["", 'print("{}")', r'print("\x1e\nno JSON")', r'print("\x1e\n3")'])
+def test_a_program_without_an_answer_is_told(
+    body: str, machine: LocalProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved_model, "PROGRAM", program(tmp_path, body))
+    with pytest.raises(TrainingFailed, match="its answer to predict is none"):
+        ask_program(machine, ("predict",), LOGGER)
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning"),
+    [(1, TrainingFailed), (2, ArgumentError), (3, ComputeUnavailable), (4, DatasetCorrupted), (5, TrainingFailed)],
+)
+def test_an_exit_status_means_an_error_with_the_programs_own_reason(
+    status: int, meaning: type[PipelineError], machine: LocalProcess, tmp_path: Path
+) -> None:
+    toy = program(tmp_path, rf'print("\x1e\nnot this\nbut that", file=sys.stderr); sys.exit({status})')
+    run = ProgramRun(machine, Job(toy, ("train",)))
+    with pytest.raises(PipelineError) as failed:
+        list(run.lines())
+    assert type(failed.value) is meaning
+    assert str(failed.value) == (
+        f"not this\nbut that\nThe training program toy on this machine ended with exit status {status}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("print('one', 'two', sep='\\n')\nsys.exit(9)", "said:\n  standing by\n  one\n  two"),
+        ("sys.exit(143)", "told to"),
+    ],
+)
+def test_without_last_words_there_is_a_reason_too(body: str, told: str, machine: LocalProcess, tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match=told):
+        list(ProgramRun(machine, Job(program(tmp_path, body), ("train",))).lines())
+
+
+def test_the_cause_of_a_run_whose_data_are_refused_is_the_reason(machine: LocalProcess, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_small_dataset(data)
+    (data / MANIFEST).write_bytes(manifest_bytes(entries(data)))
+    (data / TEST_LABELS).write_bytes(b"damaged")
+    tracker = ExperimentTracker(load_settings({"PIPELINE_HOME": str(tmp_path / "home")}))
+    run_id = tracker.start_run("tests", "refused", {})
+    job = Job(PROGRAM, ("train", f"--data-folder={data}", "--outputs=outputs"))
+    with pytest.raises(DatasetCorrupted), _closing(tracker, run_id, LOGGER):
+        list(ProgramRun(machine, job).lines())
+    run = tracker.get_run(run_id)
+    assert run.status == "FAILED"
+    cause = run.tags["cause"]
+    assert cause.startswith(f"The data set is not what it must be: {TEST_LABELS} is not what manifest.json says:"), (
+        cause
+    )
+    assert "found 7 bytes" in cause
