@@ -97,6 +97,13 @@ def test_a_job_that_ignores_sigterm_is_killed(compute: LocalProcess, tmp_path: P
     assert still_running([process]) == []
 
 
+def test_nothing_but_the_files_of_the_program_is_shipped(compute: LocalProcess, tmp_path: Path) -> None:
+    toy = program(tmp_path, "print(sorted(os.listdir('toy')))")
+    (toy / "needed.json").touch()
+    (toy / ".env").write_text("PASSWORD=secret")
+    assert list(compute.run(Job(toy, ("train",))))[1] == "['__main__.py', 'needed.json']"
+
+
 def test_a_standing_by_program_that_was_edited_meanwhile_is_not_used(compute: LocalProcess, tmp_path: Path) -> None:
     toy = program(tmp_path, 'print("old")')
     compute.stand_by(toy, "train")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.compute import program_sha256
+from infra.compute import program_files, program_sha256
 from tasks import train_model
 from tasks.program_run import PROGRAM
 from tasks.train_model import COMPUTING_LIBRARIES, training_key
@@ -45,11 +45,36 @@ def test_a_new_file_and_a_new_name_change_it(program: Path) -> None:
     assert len(keys) == 3
 
 
-def test_what_python_caches_does_not_change_it(program: Path) -> None:
-    before = program_sha256(program)
-    (program / "__pycache__").mkdir()
-    (program / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"cached")
-    assert program_sha256(program) == before
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__pycache__/model.cpython-311.pyc",
+        "model.pyc",
+        ".DS_Store",
+        "data/.DS_Store",
+        "Thumbs.db",
+        ".env",
+        ".git/config",
+        ".ipynb_checkpoints/model-checkpoint.py",
+        ".model.py.swp",
+        "model.py~",
+        "#model.py#",
+        "model.py.orig",
+    ],
+)
+def test_what_others_leave_in_the_programs_folder_is_no_part_of_it(program: Path, name: str) -> None:
+    files, before = program_files(program), training_key(DATASET, DEFAULTS)
+    (program / name).parent.mkdir(exist_ok=True)
+    (program / name).write_text("a secret, or rubbish")
+    assert program_files(program) == files
+    assert training_key(DATASET, DEFAULTS) == before
+
+
+def test_where_the_program_lies_does_not_change_it(program: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / ".hidden" / "__pycache__" / "other_name"
+    shutil.copytree(program, elsewhere)
+    assert program_sha256(elsewhere) == program_sha256(program)
+    assert len(program_files(elsewhere)) > 10
 
 
 @pytest.mark.parametrize("name", list(Hyperparameters.model_fields))

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -59,7 +60,7 @@ class Job:
     """A program to run, as every compute understands it."""
 
     program: Path
-    """A folder with a `__main__.py`; it is shipped whole and run as `python -m NAME_OF_THE_FOLDER`."""
+    """A folder with a `__main__.py`; its `program_files` are shipped and run as `python -m NAME_OF_THE_FOLDER`."""
     arguments: tuple[str, ...]
     """The first is the program's command."""
     gpu_seconds_before: Mapping[str, float] = field(default_factory=dict)
@@ -162,9 +163,27 @@ def check_options(name: ComputeName, options: ClusterOptions, given: bool = Fals
         raise ArgumentError("--max-cost needs to know what an hour costs.\nAdd --price-per-hour.")
 
 
+NOT_OF_A_PROGRAM = (
+    ".*",
+    "__pycache__",
+    "*.py[co]",
+    *("Thumbs.db", "desktop.ini", "Icon\r"),
+    *("*~", "#*#", "*.swp", "*.bak", "*.tmp", "*.orig", "*.rej"),
+)
+"""Names of files and folders that others leave in a program's folder: settings and secrets, Python, file managers,
+editors and merges. Names alone decide, so that a program is the same in a git checkout, without git and on a node."""
+
+
 def program_files(program: Path) -> list[Path]:
-    """The files that make a program, in a fixed order: all of its folder but what Python itself caches there."""
-    return sorted(path for path in program.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    """The files that make a program, in a fixed order: what is hashed, shipped and kept with its runs.
+
+    All of its folder but what has a name of `NOT_OF_A_PROGRAM`, or lies in a folder that has.
+    """
+    return sorted(path for path in program.rglob("*") if path.is_file() and not _is_left_out(path.relative_to(program)))
+
+
+def _is_left_out(path: Path) -> bool:
+    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in NOT_OF_A_PROGRAM)
 
 
 def program_sha256(program: Path) -> str:
