@@ -1,5 +1,10 @@
-"""Folders for work in progress, named after the process that made them, so that those of dead ones can be told."""
+"""Folders for work in progress, each locked by the process that made it, so that those of dead ones can be told.
 
+The kernel lets the lock go when the process ends. A pid would not tell: two containers that share PIPELINE_HOME each
+count their processes from 1.
+"""
+
+import fcntl
 import os
 import shutil
 import tempfile
@@ -7,14 +12,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+_locks: dict[Path, int] = {}
 
 
 def make_folder(scratch: Path) -> Path:
-    """A new folder under `scratch`; whoever asks for it removes it or, if killed before, whoever asks next."""
+    """A new folder under `scratch`; `remove_folder` removes it or, if we are killed before, whoever asks next."""
     scratch.mkdir(parents=True, exist_ok=True)
     remove_dead_folders(scratch)
-    return Path(tempfile.mkdtemp(prefix=f"job-{os.getpid()}-", dir=scratch))
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix="job-", dir=scratch))
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # It was taken for a dead one's before it was locked.
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if folder.exists():
+            _locks[folder] = descriptor
+            return folder
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that this process made; never raises."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if (descriptor := _locks.pop(folder, None)) is not None:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -24,15 +46,32 @@ def temporary_folder(scratch: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def dead_folders(scratch: Path) -> list[Path]:
     """The folders under `scratch` whose process was killed before it could remove them."""
-    return [folder for folder in scratch.glob("job-*-*") if not psutil.pid_exists(int(folder.name.split("-")[1]))]
+    return [folder for folder in scratch.glob("job-*") if _unless_alive(folder, remove=False)]
 
 
 def remove_dead_folders(scratch: Path) -> None:
     """Remove them; several processes may do so at once."""
-    for folder in dead_folders(scratch):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in scratch.glob("job-*"):
+        _unless_alive(folder, remove=True)
+
+
+def _unless_alive(folder: Path, remove: bool) -> bool:
+    """True if nobody has the folder's lock; with `remove`, it is removed under it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if remove:
+            shutil.rmtree(folder, ignore_errors=True)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -21,7 +21,7 @@ import psutil
 
 from infra.compute import Accelerator, ComputeDescription, Job, program_files, program_sha256
 from infra.errors import ComputeUnavailable, TrainingFailed
-from infra.scratch import make_folder, remove_dead_folders
+from infra.scratch import make_folder, remove_dead_folders, remove_folder
 from infra.settings import child_environment
 
 STANDING_BY = "standing by"
@@ -169,7 +169,7 @@ class _Process:
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 _pipe(pipe).close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
 
 
 _standing_by: dict[tuple[Accelerator, str], _Process] = {}

@@ -1,7 +1,7 @@
 """The data set that the program trains on: read from its address, checked, and split."""
 
 import io
-import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def _kept(path: Path, expected: FileEntry) -> bytes | None:
 
 def _keep(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     unfinished.write_bytes(content)
     unfinished.replace(path)
 
