@@ -14,12 +14,14 @@ import argparse
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from infra.errors import PipelineError
 from infra.experiment_tracker import ExperimentTracker
+from infra.lease import POLL_SECONDS, Claims
 from infra.object_store import ObjectStore
 from infra.scratch import dead_folders
 from infra.settings import Settings, load_settings
@@ -44,7 +46,15 @@ class Finding:
 def examine(settings: Settings, tracker: ExperimentTracker, experiment: str, model_name: str) -> Iterator[Finding]:
     """Everything that is unfinished and has no living owner."""
     store = ObjectStore(settings.object_store_uri)
-    for run in close_orphans(tracker, experiment, settings, LOGGER, dry_run=True):
+    claims = Claims(store)
+    look = partial(close_orphans, tracker, experiment, settings, LOGGER, dry_run=True, claims=claims)
+    look()
+    if undecided := claims.undecided():
+        LOGGER.warning("Watching for up to %g s whether trainings of other machines live", undecided[0].seconds)
+    while claims.undecided():
+        time.sleep(POLL_SECONDS)
+        look()
+    for run in look():
         close = partial(
             tracker.end_run, run.run_id, "KILLED", "its process died without a word, the doctor found it so"
         )

@@ -3,7 +3,8 @@
     python -m flows.reconcile
 
 Every flow run and every training of this machine holds a lock for as long as its process lives, and the kernel lets
-go of it. So a dead one is found within a minute, and a slow one is never taken for dead.
+go of it. So a dead one is found within a minute, and a slow one is never taken for dead. Trainings of
+machines that share the store are told by their lease there.
 """
 
 import infra.quiet_libraries  # noqa: F401  isort: skip
@@ -23,7 +24,9 @@ from prefect.states import Cancelled, Crashed
 
 from infra.errors import PipelineError
 from infra.experiment_tracker import ExperimentTracker
+from infra.lease import Claims
 from infra.lock import is_held
+from infra.object_store import ObjectStore
 from infra.settings import Settings, load_settings
 from tasks.cancellation import UNREACHABLE, life_file, state_of
 from tasks.train_model import close_orphans
@@ -34,10 +37,10 @@ SECONDS_BETWEEN = 15.0
 DIED = "Its process died without a word"
 
 
-def look(settings: Settings, tracker: ExperimentTracker, suspects: set[str]) -> set[str]:
+def look(settings: Settings, tracker: ExperimentTracker, suspects: set[str], claims: Claims) -> set[str]:
     """Close what was dead at the last look already, as `suspects` says, and return what is dead now.
 
-    The second look leaves a worker the time to say more about the end of its run. Raises `TrackerError` or one of
+    The second look leaves a worker the time to say more about the end of its run. Raises `PipelineError` or one of
     `UNREACHABLE`.
     """
     dead = set()
@@ -50,7 +53,7 @@ def look(settings: Settings, tracker: ExperimentTracker, suspects: set[str]) -> 
             _end_flow_run(flow_run_id)
             path.unlink(missing_ok=True)
     for experiment in tracker.experiments():
-        for run in close_orphans(tracker, experiment, settings, LOGGER, dry_run=True):
+        for run in close_orphans(tracker, experiment, settings, LOGGER, dry_run=True, claims=claims):
             dead.add(run.run_id)
             if run.run_id in suspects:
                 cause = _cause(run.tags.get("prefect.flow_run_id", "none"))
@@ -107,10 +110,11 @@ def main() -> None:
     settings = load_settings()
     tracker = ExperimentTracker(settings)
     suspects: set[str] = set()
+    claims = Claims(ObjectStore(settings.object_store_uri))
     try:
         while True:
             try:
-                suspects = look(settings, tracker, suspects)
+                suspects = look(settings, tracker, suspects, claims)
             except (PipelineError, *UNREACHABLE) as error:
                 LOGGER.warning("Looked in vain: %s", str(error).partition("\n")[0])
             time.sleep(SECONDS_BETWEEN)

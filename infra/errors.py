@@ -9,6 +9,7 @@
     ├── DatasetCorrupted      a mirror or the store was reached and holds something else
     ├── ObjectStoreError      the store refused
     │   └── ObjectStoreUnreachable    it did not answer, broke off, or is in trouble
+    ├── LeaseLost             another process took over what this one had the lease for
     ├── TrackerError          MLflow refused or broke off
     ├── ComputeUnavailable    the compute cannot run the job
     ├── TrainingFailed        the training program ended without a result
@@ -55,6 +56,10 @@ class ObjectStoreError(PipelineError):
 
 class ObjectStoreUnreachable(ObjectStoreError):
     """No answer, a broken connection, or a server in trouble (5xx): the same request may succeed later."""
+
+
+class LeaseLost(PipelineError):
+    """Another process has taken over what this one had the lease for."""
 
 
 class TrackerError(PipelineError):

@@ -150,11 +150,12 @@ class ExperimentTracker:
 
     def continue_run(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set an unfinished run to RUNNING again; why it had ended is no longer true of it."""
+        # Whose it is comes first: a RUNNING run must never bear the name of a dead one.
+        self.set_tags(run_id, tags)
         with self._translated(f"continue run {run_id}"):
             if "cause" in self._client.get_run(run_id).data.tags:
                 self._client.delete_tag(run_id, "cause")
             self._client.update_run(run_id, status="RUNNING")
-        self.set_tags(run_id, tags)
 
     def end_run(self, run_id: str, status: TerminalStatus, cause: str | None = None) -> None:
         """Give a run its terminal status; `cause` says in a line why it is not FINISHED."""

@@ -6,11 +6,12 @@ from contextlib import closing
 from pathlib import Path
 
 from infra.compute import Compute, Job
-from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, PipelineError, TrainingFailed
+from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, LeaseLost, PipelineError, TrainingFailed
 from tasks.training_program.errors import (
     EXIT_BAD_DATASET,
     EXIT_INTERRUPTED,
     EXIT_NO_GPU,
+    EXIT_TAKEN_OVER,
     EXIT_TERMINATED,
     EXIT_USAGE,
     LAST_WORDS,
@@ -22,6 +23,7 @@ _MEANINGS: dict[int, type[PipelineError]] = {
     EXIT_USAGE: ArgumentError,
     EXIT_NO_GPU: ComputeUnavailable,
     EXIT_BAD_DATASET: DatasetCorrupted,
+    EXIT_TAKEN_OVER: LeaseLost,
 }
 """Every other status is `TrainingFailed`."""
 
@@ -42,7 +44,7 @@ class ProgramRun:
         """Run the job and yield its output line by line, the last words too.
 
         If it fails, raises what its exit status means, with its own reason: `ArgumentError` for its arguments,
-        `ComputeUnavailable`, `DatasetCorrupted` or `TrainingFailed`; and what `Compute.run` raises.
+        `ComputeUnavailable`, `DatasetCorrupted`, `LeaseLost` or `TrainingFailed`; and what `Compute.run` raises.
         """
         try:
             with closing(self._compute.run(self._job)) as lines:  # type: ignore[type-var]

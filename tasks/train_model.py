@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,8 +17,9 @@ from prefect.runtime import flow_run
 
 from infra.compute import Accelerator, Compute, Job, Workload, program_files, program_sha256
 from infra.compute.local_process import STANDING_BY
-from infra.errors import PipelineError, TrackerError
+from infra.errors import LeaseLost, PipelineError, TrackerError
 from infra.experiment_tracker import ExperimentTracker, Run
+from infra.lease import Claims, Lease, claimant, hold_lease
 from infra.lock import hold, is_held
 from infra.object_store import ObjectStore
 from infra.settings import PROJECT_ROOT, Settings
@@ -42,6 +42,9 @@ GPU_SECONDS = "gpu_seconds."
 
 RUNS_FOLDER = "runs"
 """Folder of the object store with what unfinished runs keep there."""
+
+LEASE = "lease"
+"""Tag of a run: the name of the claim of who trains, or trained last."""
 
 COMPLETE = "model_sha256"
 """The last thing that the program writes on its run: with this tag, nothing of the training is missing."""
@@ -107,54 +110,79 @@ def train_model(
     """Train on `target` and return the finished MLflow run, or the finished run that had the same key.
 
     `machine` is this machine, where the next steps will want the program.
-    If the program ends without a result, raises as `ProgramRun.lines` does; the run is then FAILED, or KILLED if
-    this process was told to stop.
+    One process trains a key, of all that share the store: the others wait, and take its run. If the program ends
+    without a result, raises as `ProgramRun.lines` does; the run is then FAILED, or KILLED if this process was told to
+    stop. Raises `LeaseLost` if another process has taken over meanwhile; the run is then that one's.
     """
     logger = get_run_logger()
     key = training_key(dataset.sha256, hyperparameters)
 
     def on_wait(holder: str) -> None:
-        logger.info("%s trains with this very key on this machine; waiting for it to end", holder.capitalize())
+        logger.info("The same is being trained already, by %s; waiting for it to end", holder)
 
+    def finished() -> TrainingRun | None:
+        run = None if retrain else find_finished(tracker, experiment, key)
+        if run is None:
+            return None
+        logger.info(
+            "Nothing that decides the weights has changed since run %s (training key %s): it is used again, "
+            "nothing is trained. --retrain trains all the same.",
+            run.run_id,
+            key[:12],
+        )
+        return TrainingRun(run.run_id, reused=True)
+
+    # The lock for this machine, where a dead holder is known at once; the lease for all that share the store.
     with hold(_lock_file(settings, key), on_wait):
         close_orphans(tracker, experiment, settings, logger)
-        if not retrain and (finished := find_finished(tracker, experiment, key)):
-            logger.info(
-                "Nothing that decides the weights has changed since run %s (training key %s): it is used again, "
-                "nothing is trained. --retrain trains all the same.",
-                finished.run_id,
-                key[:12],
-            )
-            return TrainingRun(finished.run_id, reused=True)
-        run_id = _open_run(tracker, experiment, key, dataset, settings, logger)
-        with _closing(tracker, run_id, logger):
-            unfinished = COMPLETE not in tracker.get_run(run_id).tags
-            log_file = settings.home / "runs" / run_id / "training.log"
-            phases = {}
-            if unfinished:
-                arguments = _arguments(dataset, hyperparameters, accelerator, run_id, settings, target.cache)
-                job = Job(PROGRAM, arguments, _gpu_seconds(tracker, run_id))
-                _record_source(tracker, run_id)
-                try:
-                    phases = _run_program(target, machine, job, log_file, logger, hyperparameters.epochs)
-                finally:
-                    _record_cost(target, tracker, run_id, logger)
-            _post_process(tracker, run_id, log_file, phases)
+        if reused := finished():
+            return reused
+        store = ObjectStore(settings.object_store_uri)
+        with hold_lease(store, _lease_name(key), claimant(settings.locks_folder), on_wait) as lease:
+            if lease.waited and (reused := finished()):
+                return reused
+            run_id = _open_run(tracker, experiment, key, dataset, settings, lease, logger)
+            with _closing(tracker, run_id, lease, logger):
+                unfinished = COMPLETE not in tracker.get_run(run_id).tags
+                log_file = settings.home / "runs" / run_id / "training.log"
+                phases = {}
+                if unfinished:
+                    arguments = _arguments(dataset, hyperparameters, accelerator, run_id, settings, target.cache, lease)
+                    job = Job(PROGRAM, arguments, _gpu_seconds(tracker, run_id))
+                    _record_source(tracker, run_id)
+                    try:
+                        phases = _run_program(target, machine, job, log_file, logger, hyperparameters.epochs)
+                    finally:
+                        _record_cost(target, tracker, run_id, logger)
+                _post_process(tracker, run_id, log_file, phases)
     return TrainingRun(run_id, reused=False)
 
 
 def close_orphans(
-    tracker: ExperimentTracker, experiment: str, settings: Settings, logger: Logger, dry_run: bool = False
+    tracker: ExperimentTracker,
+    experiment: str,
+    settings: Settings,
+    logger: Logger,
+    dry_run: bool = False,
+    claims: Claims | None = None,
 ) -> list[Run]:
-    """The runs of this machine that say RUNNING and whose process has died; set to KILLED, unless `dry_run`.
+    """The runs that say RUNNING and whose process has died; set to KILLED, unless `dry_run`.
 
-    Alive is who holds the lock of the run's training key. Runs of other machines are left to them.
+    On this machine alive is who holds the lock of the run's training key. Of other machines' runs the lease in the
+    store tells, to those who have watched it for a while: to callers that keep `claims` from one look to the next.
     """
-    orphans = [
-        run
-        for run in tracker.find_runs(experiment, {"owner": _owner(settings)}, status="RUNNING")
-        if not is_held(_lock_file(settings, run.tags["training_key"]))
-    ]
+    here = claimant(settings.locks_folder) if settings.locks_folder.exists() else None
+
+    def has_died(run: Run) -> bool:
+        key, claim = run.tags["training_key"], run.tags[LEASE]
+        if claim.partition(".")[0] == here:
+            return not is_held(_lock_file(settings, key))
+        # Whoever lives and waits for the lease goes on with the run.
+        watched = claims.of(_lease_name(key)) if claims else {}
+        return claim in watched and all(claims.is_dead(name) for name in watched) if claims else False
+
+    running = tracker.find_runs(experiment, {}, status="RUNNING")
+    orphans = [run for run in running if {"training_key", LEASE} <= run.tags.keys() and has_died(run)]
     for run in orphans:
         if not dry_run:
             tracker.end_run(run.run_id, "KILLED", "its process died without a word, a later run found it so")
@@ -162,8 +190,8 @@ def close_orphans(
     return orphans
 
 
-def _owner(settings: Settings) -> str:
-    return f"{socket.gethostname()}:{settings.home}"
+def _lease_name(key: str) -> str:
+    return f"training-{key[:16]}"
 
 
 def _lock_file(settings: Settings, key: str) -> Path:
@@ -171,11 +199,18 @@ def _lock_file(settings: Settings, key: str) -> Path:
 
 
 def _open_run(
-    tracker: ExperimentTracker, experiment: str, key: str, dataset: Dataset, settings: Settings, logger: Logger
+    tracker: ExperimentTracker,
+    experiment: str,
+    key: str,
+    dataset: Dataset,
+    settings: Settings,
+    lease: Lease,
+    logger: Logger,
 ) -> str:
     tags = {
         "training_key": key,
-        "owner": _owner(settings),
+        LEASE: lease.name,
+        "owner": lease.holder,
         "dataset": dataset.name,
         "dataset_sample_of": describe_dataset(dataset.name, settings.dataset_catalog).sample_of or "",
         "dataset_uri": dataset.uri,
@@ -190,8 +225,12 @@ def _open_run(
         # The description on the run's page, where a tag's address cannot be clicked.
         tags["mlflow.note.content"] = f"Log, progress and report: flow run [{flow_run.name}]({flow_run.ui_url})"
     for run in tracker.find_runs(experiment, {"training_key": key}):
-        # Whoever had this run is dead, or the lock would not be ours.
-        if run.status != "FINISHED":
+        if run.status == "RUNNING" and not lease.follows(run.tags.get(LEASE, lease.name)):
+            # Its lease was never in this store: it may be alive, and write to a store of its own.
+            logger.warning(
+                "Run %s has this key as well, and is RUNNING with another store; it is left alone", run.run_id
+            )
+        elif run.status != "FINISHED":
             logger.info("Continuing run %s, which an earlier attempt left %s", run.run_id, run.status)
             tracker.continue_run(run.run_id, tags)
             return run.run_id
@@ -207,6 +246,7 @@ def _arguments(
     run_id: str,
     settings: Settings,
     cache: str | None,
+    lease: Lease,
 ) -> tuple[str, ...]:
     flags = {
         "data-folder": dataset.uri,
@@ -214,6 +254,7 @@ def _arguments(
         "run-id": run_id,
         "outputs": "outputs",
         "checkpoint-uri": checkpoints_uri(settings, run_id),
+        "lease-uri": lease.uri,
         "accelerator": accelerator,
         **({"data-cache": cache} if cache else {}),
         **{name.replace("_", "-"): value for name, value in hyperparameters.model_dump().items()},
@@ -252,10 +293,13 @@ def discard_checkpoints(store: ObjectStore, run_id: str) -> None:
 
 
 @contextmanager
-def _closing(tracker: ExperimentTracker, run_id: str, logger: Logger) -> Iterator[None]:
+def _closing(tracker: ExperimentTracker, run_id: str, lease: Lease, logger: Logger) -> Iterator[None]:
     try:
         yield
+        lease.check()
     except BaseException as error:
+        if lease.lost or isinstance(error, LeaseLost):
+            raise  # The run is another's, who goes on with it.
         # Not an Exception: Ctrl-C, SIGTERM (SystemExit, or Prefect's own TerminationSignal), Prefect's cancelling.
         failed = isinstance(error, Exception)
         cause = " ".join(str(error).split())[:500] if failed else _why_stopped(error)

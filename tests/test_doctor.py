@@ -1,15 +1,18 @@
 """What the doctor finds after a run was killed outright, and what it mends and leaves alone."""
 
+import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from flows.doctor import examine
+from infra.lease import Claims, claimant, hold_lease
 from infra.lock import hold
+from infra.object_store import ObjectStore
 from tasks.train_model import close_orphans
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
 
@@ -57,12 +60,31 @@ def test_a_killed_run_is_found_and_closed_and_its_checkpoints_are_kept(fresh_pip
 def test_a_run_without_a_living_owner_is_closed_and_others_are_left_alone(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     tracker, locks = pipeline.tracker, pipeline.settings.locks_folder
-    owner = f"{socket.gethostname()}:{pipeline.settings.home}"
-    dead = tracker.start_run("keras-mnist", "dead", {"owner": owner, "training_key": "a" * 64})
-    alive = tracker.start_run("keras-mnist", "alive", {"owner": owner, "training_key": "b" * 64})
-    elsewhere = tracker.start_run("keras-mnist", "elsewhere", {"owner": "another:/home", "training_key": "c" * 64})
-    with hold(locks / f"training-{'b' * 16}.lock", on_wait=lambda holder: None):
+
+    def run(key: str, lease: str) -> str:
+        return tracker.start_run("keras-mnist", key, {"lease": lease, "training_key": key * 64})
+
+    dead, alive = run("a", f"{claimant(locks)}.1"), run("b", f"{claimant(locks)}.2")
+    elsewhere, dead_elsewhere, unseen = run("c", "other.3"), run("d", "other.4"), run("e", "other.5")
+    store = ObjectStore(pipeline.settings.object_store_uri)
+    # A machine that was killed leaves a claim like this; one that has another store, none.
+    claim = {"holder": "somebody@elsewhere", "since": "today", "seconds": 0.5, "ticket": 0, "renewals": 1}
+    store.put_bytes(f"leases/training-{'d' * 16}.other.4", json.dumps(claim).encode())
+
+    def statuses() -> list[str]:
+        return [tracker.get_run(run_id).status for run_id in (dead, alive, elsewhere, dead_elsewhere, unseen)]
+
+    with (
+        hold(locks / f"training-{'b' * 16}.lock", on_wait=lambda holder: None),
+        hold_lease(store, f"training-{'c' * 16}", "other", lambda holder: None, 0.5) as lease,
+    ):
+        tracker.set_tags(elsewhere, {"lease": lease.name})
         closed = close_orphans(tracker, "keras-mnist", pipeline.settings, logging.getLogger())
-    assert [run.run_id for run in closed] == [dead]
-    statuses = [tracker.get_run(run_id).status for run_id in (dead, alive, elsewhere)]
-    assert statuses == ["KILLED", "RUNNING", "RUNNING"]
+        assert [one.run_id for one in closed] == [dead]
+        assert statuses() == ["KILLED", "RUNNING", "RUNNING", "RUNNING", "RUNNING"]
+        claims = Claims(store)
+        look = partial(close_orphans, tracker, "keras-mnist", pipeline.settings, logging.getLogger(), claims=claims)
+        assert look() == []
+        wait_until(lambda: bool(look()), 10, "the end of the dead one's lease")
+        assert statuses() == ["KILLED", "RUNNING", "RUNNING", "KILLED", "RUNNING"]
+    assert f"run {elsewhere} says RUNNING" not in examined(pipeline), "it has ended its lease itself"

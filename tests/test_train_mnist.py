@@ -1,19 +1,24 @@
 """The whole flow, as a person starts it, on real parts."""
 
+import getpass
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow
 import psutil
 import pytest
 
 from tasks.dataset_catalog import describe_dataset
 from tasks.train_model import PHASES
 from tasks.training_program.dataset_files import FILE_NAMES
+from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
 from tests.s3_server import SECRET, s3_server
 
@@ -58,16 +63,12 @@ def test_the_run_says_what_made_it(pipeline: Pipeline, outcome: dict[str, Any]) 
 
 
 def test_every_epoch_is_in_the_history_once(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
-    import mlflow
-
     client = mlflow.MlflowClient(pipeline.settings.mlflow_tracking_uri)
     for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds"):
         assert [point.step for point in client.get_metric_history(outcome["run_id"], metric)] == [1, 2]
 
 
 def test_the_run_keeps_its_log_its_plots_and_its_program(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
-    import mlflow
-
     client = mlflow.MlflowClient(pipeline.settings.mlflow_tracking_uri)
 
     def names(folder: str) -> set[str]:
@@ -201,6 +202,37 @@ def test_a_gpu_that_is_not_there_is_refused_before_training(fresh_pipeline: Pipe
     fresh_pipeline.run(*QUICK, "--accelerator=gpu", status=1)
     assert "nvidia-smi lists no device" in fresh_pipeline.log
     assert fresh_pipeline.tracker.find_runs("keras-mnist", {}) == []
+
+
+def test_two_machines_with_one_mlflow_and_one_store_train_the_same_once(
+    tmp_path: Path, prefect_api: str, small_dataset: SmallDataset
+) -> None:
+    # Two homes know nothing of each other's locks and processes, as two machines that have the same name.
+    shared = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "OBJECT_STORE_URI": (tmp_path / "store").as_uri(),
+    }
+    machines = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        machines.append(small_pipeline(tmp_path / name, prefect_api, small_dataset))
+        machines[-1].environment |= shared
+    assert machines[0].tracker.experiments() == ["Default"]
+    epochs = 150
+    processes = [machine.start(*QUICK, f"--epochs={epochs}") for machine in machines]
+    answers = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "".join(machine.log for machine in machines)
+    outcomes = list(map(json.loads, answers))
+    assert outcomes[0]["run_id"] == outcomes[1]["run_id"]
+    assert sorted(outcome["reused"] for outcome in outcomes) == [False, True]
+    waited = [f"{getpass.getuser()}@{socket.gethostname()}, process {process.pid}, since 20" for process in processes]
+    assert sorted(told in machine.log for told, machine in zip(waited[::-1], machines, strict=True)) == [False, True]
+    (run,) = machines[0].tracker.find_runs("keras-mnist", {})
+    assert run.status == "FINISHED"
+    client = mlflow.MlflowClient(shared["MLFLOW_TRACKING_URI"])
+    points = [point.step for point in client.get_metric_history(run.run_id, "loss")]
+    assert points == list(range(1, epochs + 1))
+    assert list((tmp_path / "store" / "leases").iterdir()) == []
 
 
 LONG = (*QUICK, "--epochs=1000")

@@ -28,7 +28,7 @@ from tasks.training_program.dataset_files import (
     parse_manifest,
 )
 from tasks.training_program.environment import can_change_weights
-from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TERMINATED, LAST_WORDS
+from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TAKEN_OVER, EXIT_TERMINATED, LAST_WORDS
 from tasks.training_program.hyperparameters import Hyperparameters
 from tests.small_dataset import entries, write_small_dataset
 
@@ -304,6 +304,19 @@ def test_killed_terminated_and_damaged_it_continues_to_the_same_weights(finished
         if metric != "epoch_seconds":
             assert stage.history(run_id, metric) == stage.history(finished.run_id, metric)
     assert {path.name for path in checkpoints.iterdir()} == {str(EPOCHS - 1), str(EPOCHS)}
+
+
+def test_it_writes_nothing_more_once_its_lease_is_gone(stage: Stage, tmp_path: Path) -> None:
+    run_id, lease = stage.start_run(), tmp_path / "claim"
+    lease.touch()
+    process = stage.start(*stage.training("taken over", run_id), "--epochs=1000", f"--lease-uri={lease.as_uri()}")
+    _wait_for_line(process, "epoch 3/")
+    lease.unlink()
+    before = len(stage.history(run_id, "loss"))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_TAKEN_OVER, output
+    assert "another process has taken this training over" in output
+    assert len(stage.history(run_id, "loss")) <= before + 1, "what was on its way may arrive"
 
 
 def test_standing_by_it_takes_its_arguments_and_refuses_a_gpu_that_is_not_there(stage: Stage) -> None:

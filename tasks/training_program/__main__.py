@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-id", help="MLflow run to write to; without it nothing is logged")
     train.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder for the model, plots and tables")
     train.add_argument("--checkpoint-uri", help="folder or fsspec address for checkpoints; without it there are none")
+    train.add_argument("--lease-uri", help="folder or fsspec address of an object without which nothing is written")
     train.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
     train.add_argument(
         "--cpu-threads",
@@ -156,10 +157,12 @@ def _train(options: argparse.Namespace) -> None:
 
     from .checkpoint import Checkpoints, EpochMetrics
     from .dataset import load_dataset
+    from .lease import Lease
     from .model import build_model, evaluate, weights_sha256
     from .report import test_metrics, write_report
     from .training import train
 
+    confirm = Lease(options.lease_uri).check if options.lease_uri else lambda: None
     record = None
     if options.run_id:
         from .tracking import RunRecord
@@ -201,7 +204,8 @@ def _train(options: argparse.Namespace) -> None:
             f"  {metrics.epoch_seconds:.2f} s"
         )
 
-    trained = train(hyperparameters, dataset, checkpoints, show, record.log_epoch if record else lambda metrics: None)
+    log_epoch = record.log_epoch if record else lambda metrics: None
+    trained = train(hyperparameters, dataset, checkpoints, show, log_epoch, confirm)
     print(f"post-processing the model of epoch {trained.best_epoch}, the best on the validation images")
     test = evaluate(trained.model, dataset.test_images, dataset.test_labels)
     print(f"test_loss {test.loss:.4f}  test_accuracy {test.accuracy:.4f}")
@@ -210,6 +214,7 @@ def _train(options: argparse.Namespace) -> None:
 
     model_folder = options.outputs / "model"
     if record:
+        confirm()
         results = test_metrics(test, dataset.test_labels)
         best = {"best_epoch": trained.best_epoch, "best_val_accuracy": trained.best_val_accuracy}
         record.log_result({**results, **best}, step=trained.best_epoch)
@@ -221,6 +226,7 @@ def _train(options: argparse.Namespace) -> None:
             step=trained.best_epoch,
         )
         record.log_outputs(options.outputs)
+        confirm()
         # Last, and at once: a run with these tags has everything.
         record.log_tags({"weights_sha256": weights, "model_id": model_id, "model_sha256": model_sha256})
         print(f"model saved as models:/{model_id} of run {options.run_id}")

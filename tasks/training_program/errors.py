@@ -12,6 +12,7 @@ EXIT_USAGE = 2
 EXIT_NO_GPU = 3
 EXIT_BAD_DATASET = 4
 EXIT_FOREIGN_CHECKPOINT = 5
+EXIT_TAKEN_OVER = 6
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -38,3 +39,9 @@ class ForeignCheckpoint(ProgramError):
     """The checkpoints belong to another training."""
 
     exit_status = EXIT_FOREIGN_CHECKPOINT
+
+
+class TakenOver(ProgramError):
+    """Another process goes on with this training."""
+
+    exit_status = EXIT_TAKEN_OVER

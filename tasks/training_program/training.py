@@ -50,11 +50,13 @@ def train(
     checkpoints: Checkpoints | None,
     on_epoch: Callable[[EpochMetrics], None],
     log_epoch: Callable[[EpochMetrics], None],
+    confirm: Callable[[], None] = lambda: None,
 ) -> TrainedModel:
     """Train for as many epochs as are missing, and return the model of the best one.
 
     `on_epoch` is called as soon as an epoch is over; `log_epoch` in another thread, once its checkpoint is durable,
-    and also for the epochs that were over when the program started. Raises `UsageError` if there is no full batch,
+    and also for the epochs that were over when the program started. `confirm` is called before anything is written, and
+    raises if nothing must be. Raises `UsageError` if there is no full batch,
     `ProgramError` if checkpoints or log stay out of reach for two minutes.
     """
     images, labels = dataset.train_images, dataset.train_labels
@@ -71,7 +73,7 @@ def train(
         _restore(model, state)
     run_epoch = _epoch_program(model, tf.constant(images), tf.constant(labels))
 
-    with _Recorder(checkpoints, log_epoch) as recorder:
+    with _Recorder(checkpoints, log_epoch, confirm) as recorder:
         if state:
             recorder.log_again(state.history)
         for epoch in range(state.epoch + 1 if state else 1, hyperparameters.epochs + 1):
@@ -152,8 +154,14 @@ class _Recorder:
     Its errors are raised in the thread that trains, when that is `EPOCHS_AHEAD` epochs further, or at the end.
     """
 
-    def __init__(self, checkpoints: Checkpoints | None, log_epoch: Callable[[EpochMetrics], None]) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints | None,
+        log_epoch: Callable[[EpochMetrics], None],
+        confirm: Callable[[], None],
+    ) -> None:
         self._checkpoints = checkpoints
+        self._confirm = confirm
         self._log_epoch = log_epoch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._pending: list[Future[None]] = []
@@ -182,8 +190,10 @@ class _Recorder:
 
     def _save_and_log(self, state: State) -> None:
         if (checkpoints := self._checkpoints) is not None:
+            self._confirm()
             with_patience(lambda: checkpoints.save(state), f"save the checkpoint of epoch {state.epoch}")
         self._log(state.history[-1])
 
     def _log(self, metrics: EpochMetrics) -> None:
+        self._confirm()
         with_patience(lambda: self._log_epoch(metrics), f"log epoch {metrics.epoch} in MLflow")

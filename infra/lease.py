@@ -1,0 +1,294 @@
+"""A lease in the object store: of all who want it, on whatever machine, one has it; after its death the next one.
+
+Who wants it puts a claim, an object of its own, into `leases/` and renews it as long as he lives. Neither clocks
+are compared nor conditional writes needed, which not every S3 server heeds: only that a listing shows what was written
+before it, as S3 and folders do. Whose turn it is follows from tickets, as in Lamport's bakery (1974): a claim first has
+none, then one more than the highest that its maker sees, or 0 if it sees no other claim, and with that has the lease.
+Claims without a ticket are waited for; the lowest ticket, of equal ones the lower name, has the lease.
+
+A claim that has not changed for as long as it says itself, measured by the clock of who looks, is a dead one's: who
+waits removes it. Who lives and was only stopped so long finds it missing, or finds that another holds the lease, at the
+next renewal or at `check`, and must not go on; the training program looks before each thing that it writes. What
+remains: what a process was writing in the very moment when it was stopped is written when it goes on; and if that was
+its claim, it may write until its next renewal.
+"""
+
+import getpass
+import hashlib
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Thread
+
+from infra.errors import LeaseLost, ObjectStoreError, ObjectStoreUnreachable
+from infra.object_store import ObjectStore
+from infra.settings import without_secrets
+
+LOGGER = logging.getLogger(__name__)
+
+FOLDER = "leases"
+SECONDS = 60.0
+RENEWALS = 6  # In that time.
+POLL_SECONDS = 1.0
+SECONDS_TO_RELEASE = 2.0
+
+
+def claimant(locks_folder: Path) -> str:
+    """Who makes claims for the processes that share the locks in this folder: 16 hexadecimal digits.
+
+    A lock there comes before the lease, so an older claim of the same claimant is a dead one's. Neither host name nor
+    path would do: the copy of a virtual machine has both.
+    """
+    locks_folder.mkdir(parents=True, exist_ok=True)
+    place = locks_folder.stat()
+    boot = ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return hashlib.sha256(f"{socket.gethostname()} {boot} {place.st_dev} {place.st_ino}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a claim says; its name begins with its claimant."""
+
+    holder: str
+    since: str
+    seconds: float
+    """After so many without a renewal it is a dead one's."""
+    ticket: int | None = None
+    holds: bool = False
+    renewals: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.holder}, since {self.since}"
+
+
+class Claims:
+    """The claims in a store, watched for signs of life by who asks again and again."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._seen: dict[str, tuple[Claim, float]] = {}
+        self._renewed: set[str] = set()
+
+    def of(self, lease: str, but: str | None = None) -> dict[str, Claim]:
+        """The claims to a lease, by name; all but one."""
+        found = {}
+        for object_name in self._store.sizes(FOLDER):
+            name = object_name.removeprefix(f"{lease}.")
+            if name in (object_name, but) or (data := self._store.get_bytes(f"{FOLDER}/{object_name}")) is None:
+                continue
+            try:
+                found[name] = Claim(**json.loads(data))
+            except (ValueError, TypeError):
+                found[name] = Claim("somebody whose claim cannot be read", "an unknown time", SECONDS)
+            known = self._seen.get(name)
+            if known is None or known[0] != found[name]:
+                self._seen[name] = (found[name], time.monotonic())
+                self._renewed |= {name} if known else set()
+        return found
+
+    def is_dead(self, name: str) -> bool:
+        """True if the claim was seen, and not renewed while it was watched, for as long as it says."""
+        claim, since = self._seen.get(name, (None, 0.0))
+        return claim is not None and time.monotonic() - since > claim.seconds
+
+    def undecided(self) -> list[Claim]:
+        """Those that were seen, and neither renewed since then nor watched long enough."""
+        return [self._seen[name][0] for name in self._seen.keys() - self._renewed if not self.is_dead(name)]
+
+    def forget(self) -> None:
+        """Watch from the beginning: the store was away, and nobody could renew anything."""
+        self._seen.clear()
+        self._renewed.clear()
+
+
+class Lease:
+    """A lease that this process has, as long as nobody has taken it over."""
+
+    def __init__(self, store: ObjectStore, name: str, claimant: str, seconds: float) -> None:
+        self._store, self._lease = store, name
+        self.claimant = claimant
+        self.name = f"{claimant}.{secrets.token_hex(4)}"
+        """Of the claim."""
+        who = f"{_user()}@{socket.gethostname()}, process {os.getpid()}"
+        self._claim = Claim(who, datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), seconds)
+        self._claims = Claims(store)
+        self._renewed, self._late = 0.0, False
+        """Late once a renewal was, so that the claim may have been removed before, and made anew by it."""
+        self._over = Event()
+        self._thread: Thread | None = None
+        self.lost = False
+        self.waited = False
+        self._before = {claimant}
+
+    @property
+    def holder(self) -> str:
+        """Who we are, for people."""
+        return self._claim.holder
+
+    def follows(self, claim: str) -> bool:
+        """True if whoever made `claim` cannot have the lease any more: his claim was here, or its maker is our own."""
+        return claim.partition(".")[0] in self._before
+
+    @property
+    def uri(self) -> str:
+        """The address of the claim: while the object is there, the lease is ours."""
+        return f"{self._store.uri}/{self._key}"
+
+    def check(self) -> None:
+        """Raise `LeaseLost` if somebody has taken it over."""
+        # Renewed less than that ago, it cannot have been taken for dead.
+        self._note_time()
+        if self._late:
+            self._look()
+        if self.lost:
+            raise LeaseLost(
+                f"This process did not renew its lease {without_secrets(self.uri)} for {self._claim.seconds:g} s, and\n"
+                "another one has taken it over, with the run: was this one stopped, or its machine asleep? It ends.\n"
+                "Run the same command again: it waits for the other one, and takes what that has made."
+            )
+
+    def acquire(self, on_wait: Callable[[str], None], wait: Callable[[float], None]) -> None:
+        """Return when the lease is ours; see `hold_lease`. `waited` says whether somebody had it."""
+        self._enter()
+        while ahead := self._ahead():
+            if not self.waited:
+                on_wait(str(ahead))
+                self.waited = True
+            wait(min(POLL_SECONDS, self._claim.seconds / RENEWALS))
+        self._claim = replace(self._claim, holds=True)
+        self._thread = Thread(target=self._renew, name=f"lease {self._lease}", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let the next one have it at once; never raises, nor waits for a store that hangs."""
+        self._over.set()
+        if self._thread is None:
+            self._thread = Thread(target=self._withdraw, daemon=True)
+            self._thread.start()
+        self._thread.join(SECONDS_TO_RELEASE)
+
+    @property
+    def _key(self) -> str:
+        return _key(self._lease, self.name)
+
+    def _enter(self) -> None:
+        self._late, self._renewed = False, time.monotonic()
+        self._claim = replace(self._claim, ticket=None)
+        self._write()
+        others = self._others()
+        self._claim = replace(
+            self._claim, ticket=max(other.ticket or 0 for other in others.values()) + 1 if others else 0
+        )
+        if others:
+            self._write()
+
+    def _ahead(self) -> Claim | None:
+        """Who comes before us; None: nobody, and our own claim is certain to be there."""
+        self._note_time()
+        if self._claim.ticket == 0 and not self._late:
+            return None
+        try:
+            if time.monotonic() - self._renewed > self._claim.seconds / RENEWALS:
+                self._write()
+            others = self._others()
+            own = self._store.get_bytes(self._key)
+        except ObjectStoreUnreachable as error:
+            self._claims.forget()
+            return replace(self._claim, holder=f"unknown, for the store does not answer ({error})")
+        self._note_time()
+        if own is None or self._late:
+            # Stopped so long that it was, or may have been, removed: at the end of the queue again.
+            self._enter()
+            return self._ahead()
+        ahead = None
+        for name, other in others.items():
+            if self._claims.is_dead(name):
+                # Waited for all the same until the next look: who lives after all may just have renewed it.
+                self._store.delete(_key(self._lease, name))
+            if other.ticket is None or (other.ticket, name) < (self._claim.ticket, self.name):
+                ahead = other
+        return ahead
+
+    def _others(self) -> Mapping[str, Claim]:
+        others = {}
+        for name, claim in self._claims.of(self._lease, but=self.name).items():
+            self._before.add(name.partition(".")[0])
+            if name.startswith(f"{self.claimant}."):
+                self._store.delete(_key(self._lease, name))
+            else:
+                others[name] = claim
+        return others
+
+    def _write(self) -> None:
+        started = time.monotonic()
+        self._claim = replace(self._claim, renewals=self._claim.renewals + 1)
+        self._store.put_bytes(self._key, json.dumps(asdict(self._claim)).encode())
+        self._note_time()
+        self._renewed = started
+
+    def _note_time(self) -> None:
+        self._late = self._late or time.monotonic() - self._renewed > self._claim.seconds
+
+    def _renew(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._look()
+                if self.lost:
+                    break
+                self._write()
+            except ObjectStoreError as error:
+                LOGGER.warning("The lease %s could not be renewed: %s", self._lease, str(error).partition("\n")[0])
+            self._over.wait(self._claim.seconds / RENEWALS)
+        self._withdraw()
+
+    def _look(self) -> None:
+        gone = self._store.get_bytes(self._key) is None
+        self.lost = self.lost or gone or (self._late and any(other.holds for other in self._others().values()))
+
+    def _withdraw(self) -> None:
+        # What cannot be removed is taken for dead in time.
+        with suppress(ObjectStoreError):
+            self._store.delete(self._key)
+
+
+@contextmanager
+def hold_lease(
+    store: ObjectStore,
+    name: str,
+    claimant: str,
+    on_wait: Callable[[str], None],
+    seconds: float = SECONDS,
+    wait: Callable[[float], None] = time.sleep,
+) -> Iterator[Lease]:
+    """Hold the lease `name` for `claimant`, who holds a lock of this machine for it already; wait for who has it.
+
+    `on_wait` is told once who that is; `wait` waits some seconds, and gives up if it raises. After `seconds` without a
+    sign of life others may take the lease over. Raises `ObjectStoreError`.
+    """
+    lease = Lease(store, name, claimant, seconds)
+    try:
+        lease.acquire(on_wait, wait)
+        yield lease
+    finally:
+        lease.release()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # A container's user may have no name.
+        return f"user {os.getuid()}"
+
+
+def _key(lease: str, claim: str) -> str:
+    return f"{FOLDER}/{lease}.{claim}"

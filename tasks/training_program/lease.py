@@ -1,0 +1,22 @@
+"""The right to write: an object that the caller keeps, and that who takes the training over removes."""
+
+import fsspec
+
+from .errors import TakenOver
+from .retry import with_patience
+
+
+class Lease:
+    """The object at an fsspec address, which somebody else renews and removes."""
+
+    def __init__(self, uri: str) -> None:
+        self._filesystem, self._path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        self._uri = uri
+
+    def check(self) -> None:
+        """Raise `TakenOver` if the object is gone, `ProgramError` if the store stays away for two minutes."""
+        if not with_patience(lambda: self._filesystem.exists(self._path), "look after the lease"):
+            raise TakenOver(
+                f"The lease {self._uri} is gone: another process has taken this training over, or it was removed by\n"
+                "hand. Nothing more is written. Run the same command again: it waits for the other one, or goes on."
+            )
