@@ -140,7 +140,8 @@ def test_a_killed_holder_is_followed_by_its_own_machine_at_once_and_by_others_wh
     with other_process(store, "a", seconds) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    began, told = time.monotonic(), []
+    began = time.monotonic()
+    told: list[str] = []
     with hold_lease(store, "training", "b", told.append, seconds) as lease:
         assert time.monotonic() - began >= seconds
         assert lease.follows("a.an-earlier-one")

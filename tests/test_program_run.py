@@ -10,6 +10,8 @@ from infra.compute import Job
 from infra.compute.local_process import LocalProcess
 from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, PipelineError, TrainingFailed
 from infra.experiment_tracker import ExperimentTracker
+from infra.lease import hold_lease
+from infra.object_store import ObjectStore
 from infra.settings import load_settings
 from tasks import saved_model
 from tasks.program_run import PROGRAM, ProgramRun
@@ -91,7 +93,12 @@ def test_the_cause_of_a_run_whose_data_are_refused_is_the_reason(machine: LocalP
     tracker = ExperimentTracker(load_settings({"PIPELINE_HOME": str(tmp_path / "home")}))
     run_id = tracker.start_run("tests", "refused", {})
     job = Job(PROGRAM, ("train", f"--data-folder={data}", "--outputs=outputs"))
-    with pytest.raises(DatasetCorrupted), _closing(tracker, run_id, LOGGER):
+    store = ObjectStore((tmp_path / "store").as_uri())
+    with (
+        pytest.raises(DatasetCorrupted),
+        hold_lease(store, "training", "here", lambda holder: None) as lease,
+        _closing(tracker, run_id, lease, LOGGER),
+    ):
         list(ProgramRun(machine, job).lines())
     run = tracker.get_run(run_id)
     assert run.status == "FAILED"
