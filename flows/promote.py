@@ -26,7 +26,7 @@ from typing import Any
 from infra.errors import ArgumentError, PipelineError, UsageError
 from infra.experiment_tracker import ExperimentTracker, Version
 from infra.settings import load_settings
-from tasks.champion import DECISION, champions, history, standing
+from tasks.champion import DECISION, MODEL_NAME, champions, history, standing
 from tasks.promote_version import promote
 from tasks.registration import OUTCOME
 
@@ -183,8 +183,8 @@ def _moment(text: str) -> str:
 
 
 def _model_name(text: str) -> str:
-    if not re.fullmatch(r"[\w.-]{1,200}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no model's name: letters, digits, dots, _ and -")
+    if not re.fullmatch(MODEL_NAME, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no model's name: a letter, a digit or _, then dots and - too")
     return text
 
 

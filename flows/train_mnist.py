@@ -25,6 +25,7 @@ from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeN
 from infra.settings import load_settings
 from infra.tracker_process import TrackerProcess
 from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
+from tasks.champion import MODEL_NAME
 from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import download_artifacts, filled_in
 from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset
@@ -37,8 +38,8 @@ from tasks.upload_dataset import upload_dataset
 
 # Bounds and patterns stand in the annotation: of a `Field` that is the default, Prefect's form keeps the default and
 # the description alone.
-Name = Annotated[str, Field(pattern=r"^[\w.-]{1,200}$")]
-NameWithSpaces = Annotated[str, Field(pattern=r"^[\w. -]{1,200}$")]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
+ExperimentName = Annotated[str, Field(pattern=r"^\w[\w. -]{0,199}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -61,16 +62,18 @@ def train_mnist(
         "auto", description="What to train on: auto takes a GPU if there is one, gpu refuses to go on without."
     ),
     cluster: ClusterOptions = DEFAULT_OPTIONS,
-    model_name: Name = Field(
-        "keras-dnn-mnist", description="Registered model to make a version of; letters, digits, dots, _ and -."
+    model_name: ModelName = Field(
+        "keras-dnn-mnist",
+        description="Registered model to make a version of; a letter, a digit or _, then dots and - too.",
     ),
     gate: Gate = Field(
         "better",
         description="A champion is replaced by a version that is better, with p at most 0.05, or by any not-worse.",
     ),
     recall_floor: Share = Field(RECALL_FLOOR, description="How far the recall of a digit may fall in a new champion."),
-    experiment: NameWithSpaces = Field(
-        "keras-mnist", description="MLflow experiment of the run; letters, digits, spaces, dots, _ and -."
+    experiment: ExperimentName = Field(
+        "keras-mnist",
+        description="MLflow experiment of the run; a letter, a digit or _, then spaces, dots and - too.",
     ),
     output_dir: Path = Field(
         Path("model"),

@@ -24,6 +24,9 @@ from infra.experiment_tracker import ExperimentTracker, Version
 from infra.lock import hold
 from tasks.progress import Logger
 
+MODEL_NAME = r"^\w[\w.-]{0,199}$"
+"""What a registered model may be called. It becomes a folder's name: it does not begin with a dot."""
+
 CHAMPION = "champion"
 PREVIOUS_CHAMPION = "previous-champion"
 

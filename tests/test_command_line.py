@@ -84,6 +84,9 @@ def test_flags_and_program_have_the_same_hyperparameters() -> None:
         ("--accelerator=tpu", "argument --accelerator: invalid choice: 'tpu'"),
         ("--epoch=3", "unrecognized arguments: --epoch=3"),
         ("--model-name=a/b", "--model-name a/b: String should match pattern"),
+        ("--model-name=..", "--model-name ..: String should match pattern"),
+        ("--model-name=.", "--model-name .: String should match pattern"),
+        ("--experiment=..", "--experiment ..: String should match pattern"),
     ],
 )
 def test_a_wrong_flag_is_refused_with_status_2(

@@ -36,6 +36,8 @@ def test_the_fields_keep_their_order_in_a_database_that_sorts_keys(schema: dict[
         {"hyperparameters": {"epocs": 3}},
         {"recall_floor": 1.5},
         {"model_name": "no/name"},
+        {"model_name": ".."},
+        {"experiment": ".."},
         {"experiment": ""},
         {"dataset": "mnits"},
         {"gate": "always"},
