@@ -1,8 +1,11 @@
 """Step: bring a version's files to this machine, and see that they are the model that the run trained."""
 
 import hashlib
+import os
 import shutil
 import tempfile
+from collections.abc import Set
+from glob import escape
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -17,7 +20,8 @@ from infra.settings import Settings
 from tasks.handoffs import Dataset, ModelVersion
 from tasks.progress import Logger
 from tasks.retrying import is_worth_a_retry
-from tasks.saved_model import ask_program, fetch_model, holds_exactly, model_files
+from tasks.saved_model import MODEL_FILES, ask_program, fetch_model, holds_exactly, model_files, names
+from tasks.training_program.dataset_files import BadDataset, bytes_entry, manifest_bytes, parse_manifest
 
 
 @task(
@@ -49,12 +53,13 @@ def download_artifacts(
 
     with hold(_lock_file(output_dir, settings), on_wait):
         # What a killed process left, of whichever version.
-        for leftover in output_dir.parent.glob(f".{output_dir.name}.incoming-*"):
+        for leftover in output_dir.parent.glob(f".{escape(output_dir.name)}.incoming-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        if holds_exactly(output_dir, files):
+        manifest = manifest_bytes(files)
+        if holds_exactly(output_dir, [*files, bytes_entry(MODEL_FILES, manifest)]):
             logger.info("%s holds the files of version %d already, each with its digest", output_dir, version.version)
             return output_dir
-        check_output_dir(output_dir)
+        check_output_dir(output_dir, {file.name for file in files})
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         # Beside its final place, for a rename does not cross file systems.
         incoming = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.incoming-", dir=output_dir.parent))
@@ -64,6 +69,7 @@ def download_artifacts(
             for file in files:
                 logger.info("models:/%s/%d/%s -> %s", version.name, version.version, file.name, output_dir / file.name)
             _verify(model, dataset, run, machine, logger)
+            (model / MODEL_FILES).write_bytes(manifest)
             _put_in_place(model, output_dir, incoming / "previous")
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
@@ -82,15 +88,33 @@ def _lock_file(output_dir: Path, settings: Settings) -> Path:
     return settings.locks_folder / f"output-{place[:16]}.lock"
 
 
-def check_output_dir(folder: Path) -> None:
-    """Raise `ArgumentError` if `folder` holds anything but a downloaded model: it will be replaced as a whole."""
-    if folder.is_dir() and (not any(folder.iterdir()) or (folder / "MLmodel").is_file()):
+def check_output_dir(folder: Path, new: Set[str] = frozenset()) -> None:
+    """Raise `ArgumentError` if `folder` holds anything but a downloaded model: it will be replaced as a whole.
+
+    A download lists its files beside them. One without a list may have those in `new`, if they are known already.
+    """
+    found = names(folder) if folder.is_dir() else set()
+    if not found and (folder.is_dir() or not os.path.lexists(folder)):
         return
-    if folder.exists() or folder.is_symlink():
+    if "MLmodel" not in found:
         raise ArgumentError(
             f"The output folder {folder} exists and is not a downloaded model (there is no file MLmodel in it).\n"
             "It would be replaced as a whole. Name another with --output-dir, or move it away."
         )
+    if foreign := sorted(found - (_listed(folder) or new or found)):
+        told = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
+        raise ArgumentError(
+            f"The output folder {folder} holds what no download has put there: {told}.\n"
+            "It would be replaced as a whole. Move that away, or name another folder with --output-dir."
+        )
+
+
+def _listed(folder: Path) -> set[str]:
+    """The files that a download has put into `folder`, by its own list; none if it has no list."""
+    try:
+        return {MODEL_FILES, *(file.name for file in parse_manifest((folder / MODEL_FILES).read_bytes()))}
+    except (OSError, BadDataset):
+        return set()
 
 
 def _verify(model: Path, dataset: Dataset, run: Run, machine: Compute, logger: Logger) -> None:

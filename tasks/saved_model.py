@@ -52,9 +52,17 @@ def holds_exactly(folder: Path, files: list[FileEntry]) -> bool:
     return folder.is_dir() and _entries(folder) == sorted(files)
 
 
+LEFT_BY_FILE_MANAGERS = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+
+def names(folder: Path) -> set[str]:
+    """What `folder` holds at any depth, relative to it, but folders and what file managers leave there."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in paths if path.name not in LEFT_BY_FILE_MANAGERS}
+
+
 def _entries(folder: Path) -> list[FileEntry]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    entries = ((path.relative_to(folder).as_posix(), file_entry(path)) for path in paths)
+    entries = ((name, file_entry(folder / name)) for name in names(folder) if (folder / name).is_file())
     return sorted(FileEntry(name, entry.size, entry.sha256) for name, entry in entries)
 
 

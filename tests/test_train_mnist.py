@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tasks.dataset_catalog import describe_dataset
+from tasks.download_artifacts import check_output_dir
 from tasks.train_model import PHASES
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests.conftest import SmallDataset, small_pipeline
@@ -41,6 +42,7 @@ def test_a_run_ends_with_a_registered_champion_and_its_files(pipeline: Pipeline,
     assert list(outcome["phases"]) == list(PHASES)
     assert list(outcome["seconds"]) == STEPS
     assert (pipeline.output_dir / "MLmodel").is_file()
+    check_output_dir(pipeline.output_dir)
     champion = pipeline.tracker.version_by_alias("keras-dnn-mnist", "champion")
     assert champion is not None
     assert champion.run_id == outcome["run_id"]
@@ -140,13 +142,12 @@ def test_a_changed_model_folder_is_brought_back_and_a_champion_that_is_gone_is_t
 ) -> None:
     pipeline.tracker._client.delete_registered_model_alias("keras-dnn-mnist", "champion")
     (pipeline.output_dir / "MLmodel").write_text("nonsense")
-    (pipeline.output_dir / "added.txt").write_text("not the model's")
+    (pipeline.output_dir / ".DS_Store").write_text("a file manager's")
     again = pipeline.run(*QUICK)
     assert again["reused"]
     assert (again["champion"], again["decided"]) == (None, False)
     assert "Nothing was decided. No version of keras-dnn-mnist is champion, since 20" in pipeline.log
     assert "python -m flows.promote --model-name keras-dnn-mnist --version N" in pipeline.log
-    assert not (pipeline.output_dir / "added.txt").exists()
     assert "model_uuid" in (pipeline.output_dir / "MLmodel").read_text()
     assert "The downloaded model has the run's test accuracy" in pipeline.log
 

@@ -126,7 +126,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 @pytest.fixture(scope="module")
 def finished(stage: Stage) -> Finished:
     run_id = stage.start_run()
+    note = stage.folder / "outputs" / "whole" / "model" / "note.txt"
+    note.parent.mkdir(parents=True)
+    note.write_text("a person's")
     output = stage.run(*stage.training("whole", run_id))
+    assert note.read_text() == "a person's"
     data = stage.client.get_run(run_id).data
     return Finished(run_id, output, stage.folder / "outputs" / "whole", data.metrics, data.tags, data.params)
 

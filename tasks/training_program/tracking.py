@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import keras
 import mlflow
@@ -81,7 +82,7 @@ class RunRecord:
     def log_model(
         self, model: keras.Model, folder: Path, example: np.ndarray, params: Mapping[str, object], step: int
     ) -> tuple[str, str]:
-        """Save `model` in MLflow's format in `folder`, which is replaced, and log that as the run's model.
+        """Save `model` in MLflow's format, log that as the run's model, and put its files into `folder`.
 
         `example` are images as the model takes them. Returns the model's id and the SHA-256 of the manifest of its
         files, which is logged as `model_files.json`.
@@ -90,8 +91,16 @@ class RunRecord:
         # twice as long as all the rest, and removes the folder before its files can be hashed.
         texts = {key: str(value) for key, value in params.items()}
         logged = with_patience(lambda: self._own_model(texts), "create a model in MLflow")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        # What a person keeps in `folder` is not ours to remove, and not the model's.
+        with TemporaryDirectory(prefix=".model-", dir=folder.parent) as saved:
+            files = self._save_and_upload(model, Path(saved), logged, example, step)
+            shutil.copytree(saved, folder, dirs_exist_ok=True)
+        return logged.model_id, dataset_sha256(files)
+
+    def _save_and_upload(
+        self, model: keras.Model, folder: Path, logged: LoggedModel, example: np.ndarray, step: int
+    ) -> list[FileEntry]:
         mlflow.keras.save_model(
             model,
             str(folder),
@@ -117,7 +126,7 @@ class RunRecord:
             self._client.log_text(self._run_id, manifest_bytes(files).decode(), MODEL_FILES)
 
         with_patience(upload, "upload the model to MLflow")
-        return logged.model_id, dataset_sha256(files)
+        return files
 
     def _own_model(self, params: dict[str, str]) -> LoggedModel:
         """The run's model, which a program that was killed may have created already, or whose answer was lost."""
