@@ -196,7 +196,7 @@ def _model_facts(folder: Path) -> dict[str, Any]:
             facts[name] = _arrays_sha256(path)
         else:
             # In MLmodel stand ids and times.
-            facts[name] = "is there" if name == "MLmodel" else _sha256(path)
+            facts[name] = "is there" if name in ("MLmodel", "model_files.json") else _sha256(path)
     return facts
 
 
