@@ -25,7 +25,7 @@ from tasks.download_artifacts import check_output_dir
 from tasks.program_run import PROGRAM
 from tasks.progress import Logger
 from tasks.train_model import find_finished, training_key, workload
-from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
+from tasks.training_program.hyperparameters import VALIDATION_IMAGES, Hyperparameters
 
 
 def preflight(
@@ -65,14 +65,13 @@ def announce(settings: Settings, dataset: str, logger: Logger) -> None:
 
 
 def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription) -> Hyperparameters:
-    """The hyperparameters as they are on this data set, which may have a validation part of its own.
+    """The hyperparameters as they are on this data set, whose own validation part counts if no number was asked for.
 
-    Its own part counts unless another number than the default was asked for. Raises `ArgumentError` if
-    no image is left to train on, or less than a batch.
+    Raises `ArgumentError` if no image is left to train on, or less than a batch.
     """
-    asked_for = hyperparameters.validation_images != DEFAULTS.validation_images
-    if dataset.validation_images is not None and not asked_for:
-        hyperparameters = hyperparameters.model_copy(update={"validation_images": dataset.validation_images})
+    if not hyperparameters.validation_images:
+        images = dataset.validation_images or VALIDATION_IMAGES
+        hyperparameters = hyperparameters.model_copy(update={"validation_images": images})
     left = dataset.training_images - hyperparameters.validation_images
     if left < hyperparameters.batch_size:
         raise ArgumentError(

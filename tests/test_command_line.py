@@ -103,8 +103,9 @@ def test_a_wrong_flag_is_refused_with_status_2(
     [
         (["--dataset=cifar"], "There is no data set 'cifar'"),
         (["--batch-size=10000", "--validation-images=4000", "--dataset=mnist-5k"], "Lower --validation-images"),
+        (["--validation-images=5000", "--dataset=mnist-5k"], "5,000 held out for validation leave 0"),
     ],
-    ids=["unknown data set", "nothing left to train on"],
+    ids=["unknown data set", "nothing left to train on", "more than there are, as many as are usual"],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(flags: list[str], told: str, tmp_path: Path) -> None:
     check_refused(flags, told, tmp_path, 2)

@@ -49,7 +49,7 @@ from .errors import (
     ProgramError,
     UsageError,
 )
-from .hyperparameters import Hyperparameters
+from .hyperparameters import VALIDATION_IMAGES, Hyperparameters
 
 STANDING_BY = "standing by"
 
@@ -288,8 +288,9 @@ def _devices(options: argparse.Namespace) -> None:
 def _hyperparameters(options: argparse.Namespace) -> Hyperparameters:
     from pydantic import ValidationError
 
+    told = {name: getattr(options, name) for name in Hyperparameters.model_fields}
     try:
-        return Hyperparameters(**{name: getattr(options, name) for name in Hyperparameters.model_fields})
+        return Hyperparameters(**told | {"validation_images": options.validation_images or VALIDATION_IMAGES})
     except ValidationError as error:
         problems = (f"--{str(e['loc'][0]).replace('_', '-')} {e['input']}: {e['msg']}" for e in error.errors())
         raise UsageError("\n".join(problems)) from error

@@ -27,12 +27,16 @@ class Hyperparameters(BaseModel):
     epochs: int = Field(20, ge=1, le=1_000, description="Passes over the training images.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Decides the initial weights and the order of images.")
     validation_images: int = Field(
-        5_000,
-        ge=1,
+        0,
+        ge=0,
         le=50_000,
-        description="Held out from the end of the training set, to choose the best epoch by.",
+        description="Held out from the end of the training set, to choose the best epoch by; "
+        "0: as many as the data set says, or 5,000.",
     )
 
+
+VALIDATION_IMAGES = 5_000
+"""Where neither who trains nor the data set says how many."""
 
 DEFAULTS = Hyperparameters()
 """Those of the tutorial, with a seed and validation images of their own."""
