@@ -3,7 +3,8 @@
     MirrorError
     ├── MirrorUnreachable    nobody answered: refused, no such name, or silence until the time limit
     ├── MirrorInterrupted    answered, then broke off or had no time (5xx, 429): asking later may help
-    └── MirrorMismatch       answered with something else than the file: asking again does not help
+    ├── MirrorRefused        answered, and does not give the file: asking again does not help
+    └── MirrorMismatch       gave something else than the file: asking again does not help
 
 Their texts are reasons without the address: the caller knows it, and who may see it.
 """
@@ -49,8 +50,12 @@ class MirrorInterrupted(MirrorError):
     """The mirror answered, then broke off or had no time: asking later may help."""
 
 
+class MirrorRefused(MirrorError):
+    """The mirror has no such file, does not let us read it, or sends us where we do not follow."""
+
+
 class MirrorMismatch(MirrorError):
-    """The mirror answered with something else than the file: asking again does not help."""
+    """The mirror gave something else than the file: asking again does not help."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,8 @@ def fetch_file(
     """Bring the file at `address` to `target`, which appears whole and checked or not at all.
 
     What has arrived lies beside it as `NAME.part`; one that an earlier process left is continued.
-    The caller sees to it that no two processes work on one target at a time. `check` may raise
-    `MirrorMismatch` on what it finds in the whole file; `report` is told how many bytes are there.
+    The caller sees to it that no two processes work on one target at a time. `check` may raise on what
+    it finds in the whole file, which is then not kept; `report` is told how many bytes are there.
 
     Raises a `MirrorError`, `SettingsError` for an address that cannot be opened, `OSError` if this
     machine cannot keep the file.
@@ -108,13 +113,18 @@ def fetch_file(
     for clean in (False, True):
         resumed = _receive(address, part, size, report, limits)
         try:
-            _check(part, sha256, check)
+            _check_digest(part, sha256)
             break
         except MirrorMismatch:
             part.unlink()
             # The pieces may be of two different files: only a file in one piece speaks for the mirror.
             if clean or not resumed:
                 raise
+    try:
+        check(part)
+    except BaseException:
+        part.unlink()
+        raise
     part.replace(target)
 
 
@@ -167,12 +177,11 @@ def _append(
         raise MirrorMismatch(f"is truncated: ends after {have:,} of {size:,} bytes{looks}")
 
 
-def _check(path: Path, sha256: str, check: Callable[[Path], None]) -> None:
+def _check_digest(path: Path, sha256: str) -> None:
     with path.open("rb") as file:
         found = file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise MirrorMismatch(f"has SHA-256 {found}, expected {sha256}{_looks(path)}")
-    check(path)
 
 
 def _size(path: Path) -> int:
@@ -195,7 +204,8 @@ def _open_http(address: str, offset: int, size: int, limits: Limits) -> Iterator
     # Not fsspec's HTTP file system: it neither resumes nor stops at a size.
     import httpx
 
-    with httpx.Client(timeout=limits.stall_seconds, follow_redirects=True) as client:
+    hooks = {"response": [_refuse_other_schemes]}
+    with httpx.Client(timeout=limits.stall_seconds, follow_redirects=True, event_hooks=hooks) as client:
 
         def ask(offset: int) -> httpx.Response:
             # A server that compresses on the way would change the bytes.
@@ -219,6 +229,8 @@ def _open_http(address: str, offset: int, size: int, limits: Limits) -> Iterator
                 response = ask(0)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise SettingsError(_not_an_address(address, error)) from error
+        except httpx.TooManyRedirects as error:
+            raise MirrorRefused("redirects without end") from error
         except httpx.ProxyError as error:
             raise MirrorUnreachable(f"the proxy did not connect ({error})") from error
         except (httpx.HTTPError, TimeoutError) as error:
@@ -228,6 +240,21 @@ def _open_http(address: str, offset: int, size: int, limits: Limits) -> Iterator
             yield (offset if response.status_code == 206 else 0), chunks(response)
         finally:
             response.close()
+
+
+def _refuse_other_schemes(response: "httpx.Response") -> None:
+    """Raise before a redirect is followed to what is no web server: a file of this machine, an FTP server."""
+    import httpx
+
+    if not response.has_redirect_location:
+        return
+    location = response.headers["Location"]
+    try:
+        followed = is_http(str(response.url.join(location)))
+    except httpx.InvalidURL:
+        followed = False
+    if not followed:
+        raise MirrorRefused(f"redirects to {without_secrets(location)}, which is not followed")
 
 
 def _continues(response: "httpx.Response", offset: int) -> bool:
@@ -240,7 +267,7 @@ def _refuse_other_answers(response: "httpx.Response", offset: int, size: int) ->
     if response.status_code >= 500 or response.status_code in (408, 425, 429):
         raise MirrorInterrupted(f"answered {status}")
     if response.status_code not in (200, 206):
-        raise MirrorMismatch(f"answered {status}")
+        raise MirrorRefused(f"answered {status}")
     if response.status_code == 206:
         length = fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
         found = length and length[1]
@@ -259,7 +286,7 @@ def _open_fsspec(address: str, offset: int, limits: Limits) -> Iterator[Source]:
         try:
             return _within(seconds, call)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise MirrorMismatch(f"there is no such file, or it may not be read ({error})") from error
+            raise MirrorRefused(f"there is no such file, or it may not be read ({error.strerror or error})") from error
         except Exception as error:  # What the libraries behind fsspec raise has no family.
             raise _failure(error, limits) from error
 
@@ -299,7 +326,7 @@ def _failure(error: Exception, limits: Limits) -> MirrorError:
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return MirrorMismatch(f"has a certificate that this machine does not trust ({cause})")
+            return MirrorRefused(f"has a certificate that this machine does not trust ({cause})")
     for cause in causes:
         if isinstance(cause, TimeoutError):
             return MirrorUnreachable(f"no answer within {limits.answer_seconds:g} s")

@@ -16,6 +16,8 @@ class Behaviour:
 
     status: int = 200
     """Answered in place of the file, unless 200."""
+    location: str | None = None
+    """Where an answer other than 200 sends the client."""
     content_type: str = "application/gzip"
     ranges: bool = True
     """Honours `Range`; otherwise it sends the whole file each time."""
@@ -75,7 +77,13 @@ def serving(files: dict[str, bytes] | None = None) -> Iterator[HttpServer]:
             self.close_connection = True
             if behaviour.silent:
                 state.resume.wait()
-            if behaviour.status != 200 or name not in state.files:
+            if behaviour.location is not None:
+                self.send_response(behaviour.status)
+                self.send_header("Location", behaviour.location)
+                self.send_header("Content-Length", "0")
+                self.send_header("Connection", "close")
+                self.end_headers()
+            elif behaviour.status != 200 or name not in state.files:
                 self.send_error(404 if behaviour.status == 200 else behaviour.status)
             else:
                 self.answer(state.files[name], asked, behaviour)

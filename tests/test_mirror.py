@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from infra.mirror import (
     Limits,
     MirrorInterrupted,
     MirrorMismatch,
+    MirrorRefused,
     MirrorUnreachable,
     fetch_file,
     file_address,
@@ -167,10 +169,33 @@ def test_reading_stops_soon_after_the_expected_size(server: HttpServer, target: 
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_a_refusal_is_named_and_not_repeated(server: HttpServer, target: Path, status: int) -> None:
     server.behaviour["file"] = Behaviour(status=status)
-    with pytest.raises(MirrorMismatch, match=f"answered {status} "):
+    with pytest.raises(MirrorRefused, match=f"answered {status} "):
         fetch(server, target)
     assert len(server.requests) == 1
     assert names(target) == []
+
+
+@pytest.mark.parametrize(
+    "location", ["file:///etc/hostname", "ftp://127.0.0.1:9/file", "//127.0.0.1:port/file", "javascript:alert(1)"]
+)
+def test_a_redirect_to_what_is_no_web_server_is_a_refusal_and_nothing_is_read(
+    server: HttpServer, target: Path, location: str
+) -> None:
+    server.behaviour["file"] = Behaviour(status=302, location=location)
+    with pytest.raises(MirrorRefused, match=f"redirects to {re.escape(location)}, which is not followed"):
+        fetch(server, target)
+    assert len(server.requests) == 1
+    assert names(target) == []
+
+
+def test_a_redirect_is_followed_but_not_in_a_circle(server: HttpServer, target: Path) -> None:
+    server.behaviour["file"] = Behaviour(status=302, location="other")
+    server.files["other"] = DATA
+    fetch(server, target)
+    assert target.read_bytes() == DATA
+    server.behaviour["file"] = Behaviour(status=302, location=server.address + "file")
+    with pytest.raises(MirrorRefused, match="redirects without end"):
+        fetch_file(server.address + "file", target.with_name("again"), len(DATA), SHA256, limits=LIMITS)
 
 
 def test_a_server_that_is_briefly_overloaded_is_asked_again(server: HttpServer, target: Path) -> None:
@@ -254,7 +279,7 @@ def test_a_folder_of_this_machine_is_a_mirror(tmp_path: Path, target: Path, form
 
 def test_a_folder_that_lacks_the_file_or_holds_another_does_not_match(tmp_path: Path, target: Path) -> None:
     folder = tmp_path / "mirror"
-    with pytest.raises(MirrorMismatch, match="there is no such file"):
+    with pytest.raises(MirrorRefused, match="there is no such file"):
         fetch_file(file_address(str(folder), "file"), target, len(DATA), SHA256)
     folder.mkdir()
     for wrong, reason in ((DATA[:-1], "truncated"), (DATA + b"x", "sends more"), (DATA[::-1], "SHA-256")):
