@@ -12,13 +12,15 @@ from typing import Literal, NamedTuple
 from prefect import get_run_logger, task
 from prefect.tasks import exponential_backoff
 
-from infra.errors import DatasetCorrupted, DatasetUnavailable, SettingsError
+from infra.errors import DatasetCorrupted, DatasetNotFound, DatasetUnavailable, SettingsError
 from infra.lock import hold
 from infra.mirror import (
     DEFAULT_LIMITS,
     Limits,
     MirrorError,
+    MirrorInterrupted,
     MirrorMismatch,
+    MirrorRefused,
     MirrorUnreachable,
     fetch_file,
     file_address,
@@ -59,9 +61,10 @@ def obtain_dataset(
     mirror refused the connection, had no name or was silent; never after any other answer.
 
     Raises `DatasetUnavailable` if no mirror could be reached, or those that could broke off: asking
-    again may help. Raises `DatasetCorrupted` if a mirror answered with anything else than the right
-    file (a status such as 404 too), `SettingsError` if the name, the catalog, an address or this
-    machine's disk is wrong.
+    again may help. Raises `DatasetNotFound` if those that were reached do not have a file, or do not
+    give it (404, no such folder), `DatasetCorrupted` if what they gave is not what the catalog says, or
+    is it and is no such data set, `ArgumentError` if there is no data set of this name, `SettingsError`
+    if the catalog, an address or this machine's disk is wrong.
     """
     dataset = describe_dataset(name, settings.dataset_catalog)
     if dataset.sample_of:
@@ -73,7 +76,9 @@ def obtain_dataset(
             "Add one there, or set MNIST_MIRRORS to a folder or an address that holds its files."
         )
     try:
-        return _prepare(dataset, settings, logger, partial(_download, dataset, mirrors, logger, limits))
+        return _prepare(
+            dataset, settings, logger, partial(_download, dataset, mirrors, settings.dataset_catalog, logger, limits)
+        )
     except NoMirrorReachable as error:
         sample = sample_of(name, settings.dataset_catalog)
         if sample is None:
@@ -146,6 +151,7 @@ def _is_intact(path: Path, entry: FileEntry, logger: Logger) -> bool:
 def _download(
     dataset: DatasetDescription,
     mirrors: tuple[str, ...],
+    catalog: Path,
     logger: Logger,
     limits: Limits,
     folder: Path,
@@ -167,7 +173,7 @@ def _download(
 
         for mirror in mirrors:
             address = file_address(mirror, entry.name)
-            check = partial(_check_idx, dataset, entry.name)
+            check = partial(_check_idx, dataset, entry.name, catalog)
             try:
                 target = folder / entry.name
                 fetch_file(address, target, entry.size, entry.sha256, check=check, report=report, limits=limits)
@@ -197,15 +203,21 @@ def _download(
         logger.warning("Not every mirror could be reached:\n%s", _answers(unreachable))
 
 
-def _check_idx(dataset: DatasetDescription, name: str, path: Path) -> None:
+def _check_idx(dataset: DatasetDescription, name: str, catalog: Path, path: Path) -> None:
     # Beyond the digest: a catalog may pin the digest of a wrong file.
     try:
         with path.open("rb") as file:
             array = read_idx(file, name, dataset.shape(name))
+        wrong = f"holds the label {array.max()}, beyond 0 to {CLASSES - 1}"
+        if array.ndim != 1 or array.max() < CLASSES:
+            return
     except BadDataset as error:
-        raise MirrorMismatch(str(error).removeprefix(f"{name}: ")) from error
-    if array.ndim == 1 and array.max() >= CLASSES:
-        raise MirrorMismatch(f"holds the label {array.max()}, beyond 0 to {CLASSES - 1}")
+        wrong = str(error).removeprefix(f"{name}: ")
+    raise DatasetCorrupted(
+        f"The data set {dataset.name} cannot be used: its file {name} {wrong}.\n"
+        f"The file has the SHA-256 that the catalog {catalog} names, so no other mirror helps.\n"
+        "Correct the file, or what the catalog says of it."
+    )
 
 
 def _write_sample(dataset: DatasetDescription, folder: Path, entries: list[FileEntry]) -> None:
@@ -233,7 +245,7 @@ _REAL_DATA = (
 
 def _not_delivered(
     dataset: DatasetDescription, failures: list[_Failure], delivered: set[str]
-) -> DatasetUnavailable | DatasetCorrupted:
+) -> DatasetUnavailable | DatasetNotFound | DatasetCorrupted:
     missing = [failure for failure in failures if failure.file not in delivered]
     if not delivered and all(isinstance(failure.error, MirrorUnreachable) for failure in missing):
         return NoMirrorReachable(
@@ -242,9 +254,19 @@ def _not_delivered(
         )
     if any(isinstance(failure.error, MirrorMismatch) for failure in missing):
         return DatasetCorrupted(
-            f"The data set {dataset.name} could not be downloaded: no mirror has the files of the catalog.\n"
+            f"The data set {dataset.name} could not be downloaded: what came is not what the catalog describes.\n"
             f"{_answers(missing)}\n"
             "Nothing wrong was kept. Name another mirror with MNIST_MIRRORS, or correct the catalog if it is your own."
+        )
+    refused, broken_off = (
+        {failure.file for failure in missing if isinstance(failure.error, kind)}
+        for kind in (MirrorRefused, MirrorInterrupted)
+    )
+    if refused - broken_off:
+        return DatasetNotFound(
+            f"The data set {dataset.name} could not be downloaded: no mirror that answered gives its files.\n"
+            f"{_answers(missing)}\n"
+            "Set MNIST_MIRRORS to a folder or an address that holds the four .gz files, or unset it."
         )
     return DatasetUnavailable(
         f"The data set {dataset.name} could not be downloaded: its mirrors broke off.\n{_answers(missing)}\n"

@@ -19,7 +19,14 @@ import numpy as np
 import pytest
 from prefect.states import Failed
 
-from infra.errors import ArgumentError, DatasetCorrupted, DatasetUnavailable, PipelineError, SettingsError
+from infra.errors import (
+    ArgumentError,
+    DatasetCorrupted,
+    DatasetNotFound,
+    DatasetUnavailable,
+    PipelineError,
+    SettingsError,
+)
 from infra.mirror import Limits
 from infra.settings import PROJECT_ROOT, Settings, load_settings
 from tasks.dataset_catalog import describe_dataset, read_catalog
@@ -214,11 +221,11 @@ def test_images_that_are_wrong_under_a_right_digest_are_refused_and_not_kept(
 ) -> None:
     server.files[TRAIN_IMAGES] = wrong
     settings = settings_for(server.address, second.address, pinned=files | {TRAIN_IMAGES: wrong})
-    with pytest.raises(DatasetCorrupted, match=f"{server.address}\n +{TRAIN_IMAGES}: .*{reason}") as caught:
+    with pytest.raises(DatasetCorrupted, match=f"its file {TRAIN_IMAGES} .*{reason}") as caught:
         obtain(settings, "sample")
-    assert second.address in str(caught.value)
-    assert second.requests == [(TRAIN_IMAGES, None)]
-    assert kept(settings) == {name: data for name, data in files.items() if name != TRAIN_IMAGES}
+    assert str(settings.dataset_catalog) in str(caught.value)
+    assert second.requests == [], "it would have the same file"
+    assert not {TRAIN_IMAGES, f"{TRAIN_IMAGES}.part"} & kept(settings).keys()
 
 
 def test_a_label_beyond_nine_is_refused_under_a_right_digest(
@@ -227,8 +234,9 @@ def test_a_label_beyond_nine_is_refused_under_a_right_digest(
     wrong = idx(TEST, values=bytes([10]) * TEST)
     server.files[TEST_LABELS] = wrong
     settings = settings_for(server.address, pinned=files | {TEST_LABELS: wrong})
-    with pytest.raises(DatasetCorrupted, match=f"{TEST_LABELS}: holds the label 10"):
+    with pytest.raises(DatasetCorrupted, match=f"its file {TEST_LABELS} holds the label 10, beyond 0 to 9") as caught:
         obtain(settings)
+    assert "mirror has" not in str(caught.value), "the mirror is not to blame"
     assert TEST_LABELS not in kept(settings)
 
 
@@ -253,8 +261,35 @@ def test_a_mirror_that_refuses_was_reached_and_the_sample_does_not_stand_in(
 ) -> None:
     for name in FILE_NAMES:
         server.behaviour[name] = Behaviour(status=status)
-    with pytest.raises(DatasetCorrupted, match=f"every file: answered {status}"):
+    with pytest.raises(DatasetNotFound, match=f"every file: answered {status}"):
         obtain(settings_for(server.address), "sample")
+
+
+def test_a_folder_that_is_not_there_is_not_found_and_not_corrupted(
+    tmp_path: Path, settings_for: Callable[..., Settings]
+) -> None:
+    with pytest.raises(DatasetNotFound, match="every file: there is no such file"):
+        obtain(settings_for(f"file://{tmp_path}/nowhere"), "sample")
+
+
+def test_a_mirror_that_redirects_to_a_local_file_is_passed_over(
+    server: HttpServer, second: HttpServer, files: dict[str, bytes], settings_for: Callable[..., Settings]
+) -> None:
+    for name in FILE_NAMES:
+        server.behaviour[name] = Behaviour(status=302, location=f"file:///etc/{name}")
+    settings = settings_for(server.address, second.address)
+    obtain(settings)
+    assert kept(settings) == files
+
+
+def test_of_a_mirror_that_breaks_off_and_one_that_lacks_the_files_the_first_is_worth_another_attempt(
+    server: HttpServer, second: HttpServer, settings_for: Callable[..., Settings]
+) -> None:
+    for name in FILE_NAMES:
+        server.behaviour[name] = Behaviour(status=503)
+        second.behaviour[name] = Behaviour(status=404)
+    with pytest.raises(DatasetUnavailable, match="broke off"):
+        obtain(settings_for(server.address, second.address))
 
 
 def test_a_mirror_that_breaks_off_was_reached_and_the_sample_does_not_stand_in(
@@ -480,7 +515,12 @@ def test_a_malformed_catalog_is_refused_by_what_is_wrong_in_it(
 
 @pytest.mark.parametrize(
     ("error", "repeated"),
-    [(DatasetUnavailable("x"), True), (DatasetCorrupted("x"), False), (SettingsError("x"), False)],
+    [
+        (DatasetUnavailable("x"), True),
+        (DatasetCorrupted("x"), False),
+        (DatasetNotFound("x"), False),
+        (SettingsError("x"), False),
+    ],
 )
 def test_the_task_repeats_only_what_repeating_can_mend(error: PipelineError, repeated: bool) -> None:
     condition = download_dataset.retry_condition_fn
