@@ -113,6 +113,9 @@ def train_mnist(
             with seconds.step("download artifacts"):
                 folder = filled_in(output_dir, version)
                 download_artifacts(version, stored, folder, machine, settings, tracker)
+        except (KeyboardInterrupt, SystemExit):
+            tracker.hurry()
+            raise
         finally:
             target.release()
             machine.release()

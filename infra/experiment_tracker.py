@@ -17,6 +17,7 @@ from infra.errors import TrackerError
 from infra.hidden_packages import packages_hidden
 from infra.lock import hold
 from infra.settings import Settings, environment_unchanged, is_http, without_secrets
+from infra.waiting import told_when_slow
 
 TerminalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -93,6 +94,9 @@ class ExperimentTracker:
                 f"The MLflow server at {without_secrets(self.uri)} refuses us (HTTP {status}).\n"
                 "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
             )
+
+    def hurry(self) -> None:
+        """Nothing here. Called when this process was told to stop: no call may hold it up from now on."""
 
     def import_mlflow(self) -> None:
         """Import what of MLflow the calls will need; nothing is opened or created."""
@@ -379,7 +383,8 @@ class ExperimentTracker:
     @contextmanager
     def _translated(self, attempt: str) -> Iterator[None]:
         try:
-            yield
+            with told_when_slow(f"MLflow at {without_secrets(self.uri)}", attempt):
+                yield
         except TrackerError:
             raise
         except Exception as error:

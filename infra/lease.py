@@ -38,7 +38,7 @@ FOLDER = "leases"
 SECONDS = 60.0
 RENEWALS = 6  # In that time.
 POLL_SECONDS = 1.0
-SECONDS_TO_RELEASE = 2.0
+SECONDS_TO_RELEASE = 1.0
 
 
 def claimant(locks_folder: Path) -> str:

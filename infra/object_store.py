@@ -28,6 +28,7 @@ from fsspec.core import split_protocol, url_to_fs
 from infra.errors import ObjectStoreError, ObjectStoreUnreachable
 from infra.hidden_packages import packages_hidden
 from infra.settings import without_secrets
+from infra.waiting import Wait, told_when_slow
 
 _PART_BYTES = 5 * 2**20  # The smallest part that S3 takes.
 _MAX_PARTS = 10_000  # More S3 does not take: beyond 50 GB parts grow.
@@ -38,6 +39,7 @@ A process that sent 1 GiB peaked at 72 MB for a thousand files and 107 MB for on
 (tests/benchmarks/upload.py). Parts of 8 MiB, or two or eight at once, were no faster, and eight peaked at 170 MB.
 """
 _DEAD_AFTER_SECONDS = 24 * 3600
+_SECONDS_TO_STOP = 0.7
 
 _S3_CONFIG: dict[str, Any] = {
     # A server that is down is told within a minute: 3 times 15 s, and the pauses between.
@@ -135,8 +137,13 @@ class ObjectStore:
 
         `on_bytes` is told the number of bytes that were just sent, in the thread of the caller.
         """
-        with self._errors_told("send files to it"):
-            self._backend.put_files(files, on_bytes)
+        with self._errors_told("send files to it") as wait:
+
+            def sent(count: int) -> None:
+                wait.goes_on()
+                on_bytes(count)
+
+            self._backend.put_files(files, sent)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         with self._errors_told(f"write {key}"):
@@ -166,9 +173,10 @@ class ObjectStore:
             self._backend.discard_unfinished(prefix, time.time() - older_than_seconds)
 
     @contextmanager
-    def _errors_told(self, attempt: str) -> Iterator[None]:
+    def _errors_told(self, attempt: str) -> Iterator[Wait]:
         try:
-            yield
+            with told_when_slow(f"the store {without_secrets(self.uri)}", attempt) as wait:
+                yield wait
         except ObjectStoreError:
             raise
         except Exception as error:
@@ -296,10 +304,13 @@ class _Remote:
                 parts.append(requests.start(len(chunk), partial(self._begin, "upload_part", **upload, **part)))
             done = [{"PartNumber": number, "ETag": sent.result()["ETag"]} for number, sent in enumerate(parts, 1)]
             self._fs.call_s3("complete_multipart_upload", **upload, MultipartUpload={"Parts": done})
-        except BaseException:
-            wait(parts)  # A part that arrives after the end would be kept, and paid for.
+        except BaseException as error:
+            # A part that arrives after the end would be kept, and paid for, until `discard_unfinished`. Who was told to
+            # stop does not wait for it long.
+            patience = None if isinstance(error, Exception) else _SECONDS_TO_STOP
+            wait(parts, patience)
             with suppress(Exception):
-                self._fs.call_s3("abort_multipart_upload", **upload)
+                self._begin("abort_multipart_upload", **upload).result(patience)
             raise
 
     def _begin(self, method: str, **arguments: Any) -> Future[Any]:

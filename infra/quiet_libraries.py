@@ -1,6 +1,7 @@
 """Import this ahead of Prefect, MLflow and Ray: they phone home, and Prefect does so while it is imported.
 
-The one module here that acts on import, for later is too late. What the environment says already wins, but
+They also wait for a service that hangs longer than anybody watches. The one module here that acts on import, for later
+is too late. What the environment says already wins, but
 for telemetry: nobody's training is reported to anyone.
 """
 
@@ -16,3 +17,7 @@ os.environ |= {
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # With a server, MLflow prints a run's address to stdout, where `--json` promises one object.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# By default MLflow waits 120 s for an answer, eight times, and Prefect 60 s, six times.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "20")

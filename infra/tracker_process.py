@@ -10,13 +10,14 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
 from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 from infra.errors import TrackerError
@@ -35,10 +36,20 @@ class TrackerProcess(ExperimentTracker):
         super().__init__(settings)
         self._settings = settings
 
+    def hurry(self) -> None:
+        """Give up, in a moment, what calls are under way, of whatever thread; and make none from then on.
 
-LOCAL = ("check_reachable", "run_url", "version_url")
+        For a process that was told to stop, and has its last words to say to an MLflow that may hang.
+        """
+        _hurried.set()
+        Thread(target=_stop_soon, name="MLflow's end", daemon=True).start()
+
+
+LOCAL = ("check_reachable", "hurry", "run_url", "version_url")
 """What needs no MLflow, and is answered here."""
 
+
+SECONDS_TO_HURRY = 1.5
 
 NOT_TWICE = ("start_run", "create_version", "log_metrics")
 """What would be there twice if it had been done, all but the answer."""
@@ -53,7 +64,7 @@ def _in_the_child(name: str) -> Callable[..., Any]:
         try:
             return _child().call(self._settings, name, args, kwargs)
         except _ChildEnded:
-            if name in NOT_TWICE:
+            if name in NOT_TWICE or _hurried.is_set():
                 raise
             return _child().call(self._settings, name, args, kwargs)
 
@@ -138,6 +149,7 @@ class _Child:
         self._process.wait()
 
 
+_hurried = Event()
 _started: list[_Child] = []
 _start_lock = Lock()
 
@@ -149,11 +161,19 @@ def start() -> None:
 
 def _child() -> _Child:
     with _start_lock:
+        if _hurried.is_set() and (not _started or _started[-1].has_ended):
+            raise TrackerError("MLflow was not asked, for this process was told to stop.")
         if not _started or _started[-1].has_ended:
             _started.append(_Child())
             # Not left to the end of our connection: who looks after our end finds nothing that is just ending.
             atexit.register(_started[-1].stop)
         return _started[-1]
+
+
+def _stop_soon() -> None:
+    time.sleep(SECONDS_TO_HURRY)
+    for child in _started:
+        child.stop()
 
 
 def _serve(connection: Connection) -> None:

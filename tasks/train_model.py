@@ -302,6 +302,8 @@ def _closing(tracker: ExperimentTracker, run_id: str, lease: Lease, logger: Logg
             raise  # The run is another's, who goes on with it.
         # Not an Exception: Ctrl-C, SIGTERM (SystemExit, or Prefect's own TerminationSignal), Prefect's cancelling.
         failed = isinstance(error, Exception)
+        if not failed:
+            tracker.hurry()
         cause = " ".join(str(error).split())[:500] if failed else _why_stopped(error)
         try:
             tracker.end_run(run_id, "FAILED" if failed else "KILLED", cause)

@@ -51,6 +51,11 @@ class MlflowServer:
 
         wait_until(answers, 120, "the MLflow server's answer")
 
+    def stop(self) -> None:
+        """SIGSTOP to it and its workers: they take connections, and answer nobody any more."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
     def kill(self) -> None:
         """SIGKILL to it and its workers. Safe to call twice."""
         if self._process is not None:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,11 @@ class S3Server:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"rclone serve s3 on {self.endpoint} does not answer ({self._process.poll()})")
             time.sleep(0.02)
+
+    def stop(self) -> None:
+        """SIGSTOP: it takes connections, and answers nobody any more."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """SIGKILL: connections break in the middle of whatever they carry. Safe to call twice."""

@@ -103,7 +103,11 @@ class Folder:
     def __init__(self, uri: str) -> None:
         import fsspec  # Not before the environment is there.
 
-        self._fs, self._root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        # An end to every call, should the store hang: what it tells of the lease must not come too late.
+        retries = {"mode": "standard", "total_max_attempts": 2}
+        s3 = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": retries}}
+        options = s3 if uri.startswith(("s3://", "s3a://")) else {}
+        self._fs, self._root = fsspec.core.url_to_fs(uri, use_listings_cache=False, **options)
 
     def read(self, name: str) -> Any:
         """The object's JSON; None if there is no such object. Raises what the store raises."""

@@ -340,8 +340,9 @@ def _import_tensorflow() -> None:
         "MPLBACKEND": "Agg",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # Seven times by default, which takes four minutes: `retry.py` is patient enough.
+        # Seven times by default, with 120 s for each answer: `retry.py` is patient enough.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }.items():
         os.environ.setdefault(name, value)
     # Keras imports scikit-learn where it is installed, for wrappers that nothing here uses: 1.8 of 9 s.

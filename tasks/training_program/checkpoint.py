@@ -11,11 +11,11 @@ import io
 import json
 from dataclasses import asdict, dataclass
 
-import fsspec
 import numpy as np
 
 from .dataset_files import MANIFEST, BadDataset, bytes_entry, manifest_bytes, parse_manifest
 from .errors import ForeignCheckpoint
+from .storage import open_store
 
 STATE = "state.npz"
 KEPT = 2
@@ -66,8 +66,7 @@ class Checkpoints:
 
     def __init__(self, uri: str, identity: dict[str, object]) -> None:
         """`identity` is what decides the outcome of the training, as JSON values."""
-        # Listings are cached for good by default, and here another process may have written.
-        self._filesystem, self._root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        self._filesystem, self._root = open_store(uri)
         self._uri = uri
         self._identity = json.loads(json.dumps(identity))
 

@@ -25,6 +25,8 @@ from .dataset_files import (
     read_idx,
 )
 from .errors import ProgramError, UsageError
+from .retry import told_when_slow
+from .storage import open_store
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ def test_set_sha256(entries: Iterable[FileEntry]) -> str:
 def read_files(uri: str, cache: Path | None = None) -> tuple[dict[str, np.ndarray], list[FileEntry]]:
     """The arrays of the four files under `uri` by file name, and an entry for each file as it was read."""
     try:
-        filesystem, folder = fsspec.core.url_to_fs(uri)
-        announced = _manifest(filesystem, folder)
+        filesystem, folder = open_store(uri)
+        with told_when_slow(f"read {MANIFEST} of {uri}"):
+            announced = _manifest(filesystem, folder)
         arrays, entries = {}, []
         for name in FILE_NAMES:
             kept = cache and announced and name in announced and cache.expanduser() / announced[name].sha256
@@ -90,7 +93,8 @@ def read_files(uri: str, cache: Path | None = None) -> tuple[dict[str, np.ndarra
             fetched = content is None
             if content is None:
                 try:
-                    content = filesystem.cat_file(f"{folder}/{name}")
+                    with told_when_slow(f"read {name} of {uri}"):
+                        content = filesystem.cat_file(f"{folder}/{name}")
                 except FileNotFoundError as error:
                     raise BadDataset(f"there is no {name} under {uri}") from error
             entry = bytes_entry(name, content)

@@ -1,16 +1,15 @@
 """The right to write: an object that the caller keeps, and that who takes the training over removes."""
 
-import fsspec
-
 from .errors import TakenOver
 from .retry import with_patience
+from .storage import open_store
 
 
 class Lease:
     """The object at an fsspec address, which somebody else renews and removes."""
 
     def __init__(self, uri: str) -> None:
-        self._filesystem, self._path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        self._filesystem, self._path = open_store(uri)
         self._uri = uri
 
     def check(self) -> None:

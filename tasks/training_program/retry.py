@@ -2,7 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Timer
 from typing import TypeVar
 
 from .errors import ProgramError
@@ -12,6 +14,7 @@ Result = TypeVar("Result")
 PATIENCE_SECONDS = 120.0
 """How long an outage may last: a server's restart does, a wrong address is found in the end."""
 LONGEST_WAIT_SECONDS = 8.0
+SECONDS_BEFORE_TOLD = 10.0
 
 
 def with_patience(action: Callable[[], Result], purpose: str, patience_seconds: float = PATIENCE_SECONDS) -> Result:
@@ -24,7 +27,8 @@ def with_patience(action: Callable[[], Result], purpose: str, patience_seconds: 
     wait = 0.5
     while True:
         try:
-            return action()
+            with told_when_slow(purpose):
+                return action()
         except Exception as error:
             reason = f"{type(error).__name__}: {_first_lines(error)}"
             if _is_final(error) or time.monotonic() + wait > deadline:
@@ -32,6 +36,22 @@ def with_patience(action: Callable[[], Result], purpose: str, patience_seconds: 
             sys.stderr.write(f"cannot {purpose} ({reason}); again in {wait:g} s\n")
         time.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+@contextmanager
+def told_when_slow(purpose: str) -> Iterator[None]:
+    """Say so if the block takes 10 s: a service that hangs says nothing itself."""
+
+    def tell() -> None:
+        sys.stderr.write(f"no answer for {SECONDS_BEFORE_TOLD:g} s, to {purpose}; still waiting\n")
+
+    timer = Timer(SECONDS_BEFORE_TOLD, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 # A folder or a bucket that is not there does not appear by itself.
