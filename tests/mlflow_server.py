@@ -16,14 +16,15 @@ from tests.s3_server import free_port
 class MlflowServer:
     """On a port of its own, which stays the same when it is killed and started again; its state lies in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self._folder = folder
+        self._host = host
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     def start(self) -> None:
         """Start it and return when it answers."""
@@ -32,7 +33,7 @@ class MlflowServer:
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
+                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", self._host),
                     *("--port", str(self._port), "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"),
                     *("--artifacts-destination", str(self._folder / "artifacts"), "--serve-artifacts"),
                 ],
@@ -55,6 +56,10 @@ class MlflowServer:
         """SIGSTOP to it and its workers: they take connections, and answer nobody any more."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL to it and its workers. Safe to call twice."""

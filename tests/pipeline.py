@@ -34,6 +34,8 @@ class Pipeline:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    within: tuple[str, ...] = ()
+    """A command that becomes the one that it is given, in other surroundings."""
 
     def __post_init__(self) -> None:
         self.environment = {"PIPELINE_HOME": str(self.folder / "home"), **self.environment}
@@ -52,7 +54,15 @@ class Pipeline:
 
     def start(self, *flags: str) -> subprocess.Popen[str]:
         """Start the flow in a process group of its own; with `--json`, its outcome on stdout."""
-        command = [sys.executable, "-m", "flows.train_mnist", "--json", f"--output-dir={self.output_dir}", *flags]
+        command = [
+            *self.within,
+            sys.executable,
+            "-m",
+            "flows.train_mnist",
+            "--json",
+            f"--output-dir={self.output_dir}",
+            *flags,
+        ]
         log = (self.folder / "stderr.txt").open("w")
         return subprocess.Popen(
             command,

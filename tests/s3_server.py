@@ -23,15 +23,16 @@ class S3Server:
     for minutes, as it comes.
     """
 
-    def __init__(self, folder: Path, fresh: bool = True) -> None:
+    def __init__(self, folder: Path, fresh: bool = True, host: str = "127.0.0.1") -> None:
         self.folder = folder
+        self.host = host
         self.fresh = fresh
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -55,7 +56,7 @@ class S3Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
             [str(RCLONE), "serve", "s3", str(self.folder)]
-            + ["--addr", f"127.0.0.1:{self.port}", "--auth-key", f"{KEY_ID},{SECRET}", "--config", os.devnull]
+            + ["--addr", f"{self.host}:{self.port}", "--auth-key", f"{KEY_ID},{SECRET}", "--config", os.devnull]
             # Never 0: with that it spins on a processor even when nobody asks anything.
             + (["--dir-cache-time", "1ms"] if self.fresh else []),
             stdout=subprocess.DEVNULL,
@@ -72,6 +73,10 @@ class S3Server:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL: connections break in the middle of whatever they carry. Safe to call twice."""
         if self._process is not None:
@@ -80,7 +85,7 @@ class S3Server:
             self._process = None
 
     def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=5)
         try:
             connection.request("GET", "/")
             return connection.getresponse().status > 0
@@ -99,9 +104,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path, *buckets: str, fresh: bool = True) -> Iterator[S3Server]:
+def s3_server(folder: Path, *buckets: str, fresh: bool = True, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """A running server over `folder` with these buckets, killed at the end."""
-    server = S3Server(folder, fresh)
+    server = S3Server(folder, fresh, host)
     for bucket in buckets:
         server.make_bucket(bucket)
     server.start()

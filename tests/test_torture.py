@@ -2,12 +2,15 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tests.torture.cases import FAULTS, Case, bench, plan, run_chain
+from tests.torture.__main__ import Tally, run_all
+from tests.torture.cases import Bench, Case, bench, plan, run_chain
+from tests.torture.faults import FAULTS
 
 SEED = int(os.environ.get("TORTURE_SEED", "0"))
 """Draws where the kills fall: `TORTURE_SEED=7 make test` makes another selection."""
@@ -25,7 +28,8 @@ Disturbances = tuple[Future[list[Case]], dict[str, Future[Case]]]
 def disturbances(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Iterator[Disturbances]:
     """The kills, and beside them, for they leave a core idle, an undisturbed run and the faults."""
     chain = plan(random.Random(SEED), KILLS, [])
-    with bench(tmp_path_factory.mktemp("torture"), prefect_api) as made, ThreadPoolExecutor(2) as pool:
+    drawn = {"seed": SEED, "moments": 4}
+    with bench(tmp_path_factory.mktemp("torture"), prefect_api, **drawn) as made, ThreadPoolExecutor(2) as pool:
         kills = pool.submit(run_chain, made, chain)
         pool.submit(lambda: made.reference)
         yield kills, {name: pool.submit(FAULTS[name], made, 5) for name in SELECTED}
@@ -42,3 +46,21 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(disturbances: Disturba
     table = "\n".join(case.row() for case in cases)
     assert not any(case.differences for case in cases), f"seed {SEED}\n{table}"
     assert sum(case.struck for case in cases) >= KILLS / 2, f"seed {SEED} strikes too late\n{table}"
+
+
+def test_a_case_that_falls_is_a_row_that_differs_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fall(bench: Bench, tell: Callable[[Case], None]) -> None:
+        tell(Case("a first kill", "epoch 1"))
+        raise AssertionError("the run ended without 'epoch 5'\nline of its log\nand | the last")
+
+    tally = Tally()
+    made = Bench(tmp_path, {}, {}, Future())
+    jobs = {name: fall if name == "falls" else (lambda _, tell: tell(Case("good", ""))) for name in ("a", "falls", "b")}
+    run_all(made, jobs, {"c": lambda _, tell: tell(Case("waits", ""))}, 1, tally.tell)
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 5
+    (fallen,) = [row for row in rows if "AssertionError" in row]
+    assert "the run ended without 'epoch 5' ... and / the last" in fallen
+    assert str(tally) == "5 cases, 5 disturbances, 1 with a difference"

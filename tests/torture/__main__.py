@@ -1,10 +1,12 @@
 """Kill the pipeline wherever it can be killed, take away what it needs, and compare with an undisturbed run.
 
-    python -m tests.torture                    50 kills and every fault, about half an hour
+    python -m tests.torture                    50 kills and every fault: about half an hour on two cores
     python -m tests.torture --only faults      or `--only kills`; `--fault NAME` for one of them
     python -m tests.torture --seed 7           other points, victims and delays
+    python -m tests.torture --busy 2           beside two processes that never rest; takes twice as long
 
-Prints a markdown table. Exit status 1 if anything differs.
+Prints a markdown table, a row as soon as its case has ended, and at the end how many differed: exit status 1.
+Each case has a home of its own; two machines are made as root alone, of namespaces.
 """
 
 import argparse
@@ -16,16 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import httpx
 
 from tests.pipeline import wait_until
 from tests.s3_server import free_port
-from tests.torture.cases import FAULTS, Bench, Case, Point, bench, plan, run_chain
+from tests.torture.cases import VICTIMS, Bench, Case, Kill, Point, bench, fallen, kill_all_of, plan, run_chain
+from tests.torture.faults import FAULTS, MOSTLY_WAITING
 
 KILLS_IN_A_CHAIN = 8
+ROUNDS = 3
+"""After which no more chains are begun: those before fell, or were always too late."""
+KILLS = [f"{victim}, SIGKILL" for victim in VICTIMS]
 
 
 @contextlib.contextmanager
@@ -61,15 +69,90 @@ def prefect_server(home: Path) -> Iterator[str]:
             server.wait()
 
 
-def kill_often(bench: Bench, seed: int, kills: int) -> Iterator[Case]:
-    """Chains of kills until `kills` have struck; a kill that came too late does not count."""
-    rng = random.Random(seed)
-    deck: list[Point] = []
-    struck = 0
-    while struck < kills:
-        cases = run_chain(bench, plan(rng, min(KILLS_IN_A_CHAIN, kills - struck), deck))
-        struck += sum(case.struck for case in cases)
-        yield from cases
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes that each want a core all the time."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
+
+
+Tell = Callable[[Case], None]
+Job = Callable[[Bench, Tell], object]
+
+
+def chain_of_kills(chain: list[Kill]) -> Job:
+    return lambda bench, tell: run_chain(bench, chain, tell)
+
+
+def fault(name: str, seconds: float) -> Job:
+    return lambda bench, tell: tell(FAULTS[name](bench, seconds))
+
+
+def run_all(bench: Bench, jobs: Mapping[str, Job], waiting: Mapping[str, Job], at_once: int, tell: Tell) -> None:
+    """Run so many jobs at once, and one at a time of those that mostly wait; one that falls is a case that differs."""
+
+    def run(name: str, job: Job) -> None:
+        apart = bench.apart(name)
+        try:
+            job(apart, tell)
+        except Exception as error:
+            tell(fallen(name, error, apart.folder))
+
+    with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(at_once) as pool:
+        running = [
+            executor.submit(run, name, job)
+            for executor, several in ((beside, waiting), (pool, jobs))
+            for name, job in several.items()
+        ]
+        try:
+            for one in running:
+                one.result()
+        except KeyboardInterrupt:
+            for one in running:
+                one.cancel()
+            while not all(one.done() for one in running):
+                kill_all_of(bench.folder)
+                time.sleep(0.2)
+            raise
+
+
+class Tally:
+    """Writes a row for each case, and counts."""
+
+    def __init__(self) -> None:
+        self._cases: list[Case] = []
+        self._lock = Lock()
+
+    def tell(self, case: Case) -> None:
+        with self._lock:
+            self._cases.append(case)
+            sys.stdout.write(f"{case.row()}\n")
+            sys.stdout.flush()
+
+    @property
+    def struck(self) -> int:
+        """How many disturbances there were."""
+        return sum(case.times for case in self._cases if case.struck and not case.left_out)
+
+    @property
+    def kills(self) -> int:
+        """How many kills of the chains struck."""
+        return sum(case.struck for case in self._cases if case.what in KILLS)
+
+    @property
+    def different(self) -> int:
+        """How many cases differ."""
+        return sum(bool(case.differences) for case in self._cases)
+
+    def __str__(self) -> str:
+        left_out = sum(bool(case.left_out) for case in self._cases)
+        without = f", {left_out} cases left out" if left_out else ""
+        return f"{len(self._cases)} cases, {self.struck} disturbances, {self.different} with a difference{without}"
 
 
 def main() -> int:
@@ -80,37 +163,46 @@ def main() -> int:
     parser.add_argument("--only", choices=("kills", "faults"), help="leave the others out")
     parser.add_argument("--fault", choices=sorted(FAULTS), action="append", help="this fault; may be repeated")
     parser.add_argument("--seconds", type=float, default=60, help="how long a server is away")
-    parser.add_argument("--stop-seconds", type=float, default=120, help="between SIGSTOP and SIGCONT")
+    parser.add_argument("--stop-seconds", type=float, default=120, help="the longest time between SIGSTOP and SIGCONT")
+    parser.add_argument("--moments", type=int, default=10, help="at how many drawn moments a fault strikes")
+    parser.add_argument("--at-once", type=int, default=2, help="how many cases run side by side; a core each")
+    parser.add_argument("--busy", type=int, default=0, help="how many busy processes run beside them")
     options = parser.parse_args()
 
     os.environ |= {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "OBJECT_STORE_URI"):
+        os.environ.pop(name, None)
+    # Ended as by Ctrl-C: nothing that it has started stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
-    cases: list[Case] = []
-    write = sys.stdout.write
+    tally = Tally()
+    load = max(1.0, (options.at_once + 1 + options.busy) / (os.cpu_count() or 1))
+    rng, deck = random.Random(options.seed), list[Point]()
     with (
-        tempfile.TemporaryDirectory(prefix="torture-") as folder,
+        tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as folder,
         prefect_server(Path(folder) / "prefect") as api,
-        bench(Path(folder), api) as made,
+        busy_processes(options.busy),
+        bench(Path(folder), api, seed=options.seed, moments=options.moments, load=load) as made,
     ):
-        write("| what | when | what the user sees | differences |\n|---|---|---|---|\n")
-
-        def tell(case: Case) -> None:
-            cases.append(case)
-            write(f"{case.row()}\n")
-            sys.stdout.flush()
-
-        if options.only != "kills":
-            for name in options.fault or FAULTS:
-                tell(FAULTS[name](made, options.stop_seconds if name == "stopped" else options.seconds))
-        if options.only != "faults" and not options.fault:
-            for case in kill_often(made, options.seed, options.kills):
-                tell(case)
-    different = [case for case in cases if case.differences]
-    struck = sum(case.struck for case in cases)
+        sys.stdout.write("| what | when | what the user sees | differences |\n|---|---|---|---|\n")
+        faults = {
+            name: fault(name, options.stop_seconds if name == "stopped" else options.seconds)
+            for name in options.fault or ([] if options.only == "kills" else FAULTS)
+        }
+        kills = 0 if options.only == "faults" or options.fault else options.kills
+        jobs = {name: job for name, job in faults.items() if name not in MOSTLY_WAITING}
+        waiting = {name: job for name, job in faults.items() if name in MOSTLY_WAITING}
+        for _ in range(ROUNDS):
+            # A kill that came too late does not count, and is made up for.
+            for number, first in enumerate(range(tally.kills, kills, KILLS_IN_A_CHAIN)):
+                length = min(KILLS_IN_A_CHAIN, kills - first)
+                jobs[f"kills-{number}"] = chain_of_kills(plan(rng, length, deck))
+            run_all(made, jobs, waiting, options.at_once, tally.tell)
+            jobs, waiting = {}, {}
     minutes = (time.monotonic() - started) / 60
-    write(f"\n{struck} disturbances, {len(different)} with a difference, {minutes:.0f} minutes, seed {options.seed}\n")
-    return 1 if different else 0
+    sys.stdout.write(f"\n{tally}, {minutes:.0f} minutes, seed {options.seed}\n")
+    return 1 if tally.different else 0
 
 
 if __name__ == "__main__":

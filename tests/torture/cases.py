@@ -1,4 +1,4 @@
-"""Whatever dies, whenever, the same command again: kill points, faults, and the comparison with an undisturbed run."""
+"""Whatever dies, whenever, the same command again: kill points, and the comparison with an undisturbed run."""
 
 import contextlib
 import hashlib
@@ -6,16 +6,14 @@ import json
 import os
 import random
 import re
-import resource
-import shutil
 import signal
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +21,7 @@ import psutil
 
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests.http_server import Behaviour, HttpServer, serving
-from tests.mlflow_server import MlflowServer
 from tests.pipeline import Pipeline, still_running, wait_until
-from tests.s3_server import KEY_ID, SECRET, S3Server, s3_server
 from tests.small_dataset import write_catalog, write_small_dataset
 
 EPOCHS = 30
@@ -51,55 +47,78 @@ Victim = Literal["flow", "program", "both"]
 VICTIMS: tuple[Victim, ...] = ("flow", "program", "both")
 
 
+@dataclass(frozen=True)
 class Bench:
-    """What the cases share: a data set, a mirror of it, a Prefect server, and an undisturbed run."""
+    """What the cases share: a data set to serve, a Prefect server, and an undisturbed run."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], mirror: HttpServer, pool: Executor) -> None:
-        self.folder = folder
-        self.mirror = mirror
-        self._environment = environment
-        self._undisturbed = pool.submit(self._run_undisturbed)
+    folder: Path
+    environment: Mapping[str, str]
+    files: Mapping[str, bytes]
+    """What a mirror of the data set serves."""
+    undisturbed: "Future[dict[str, Any]]"
+    seed: int = 0
+    moments: int = 10
+    """At how many drawn moments a fault strikes that can strike anywhere."""
+    load: float = 1
+    """Processes that want a core, for each core: what must be done within seconds may take so many times longer."""
 
     @property
     def reference(self) -> dict[str, Any]:
         """What `result_of` says of the undisturbed run; waits for its end."""
-        return self._undisturbed.result()
+        return self.undisturbed.result()
+
+    def apart(self, name: str) -> "Bench":
+        """The same in a folder of its own."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+        return replace(self, folder=folder)
 
     def fresh(self, **changes: str) -> Pipeline:
         """A pipeline in a home that nothing was run in."""
-        return Pipeline(Path(tempfile.mkdtemp(prefix="home-", dir=self.folder)), {**self._environment, **changes})
+        return _fresh(self.folder, {**self.environment, **changes})
 
-    def _run_undisturbed(self) -> dict[str, Any]:
-        pipeline = self.fresh()
-        result = result_of(pipeline, pipeline.run(*FLAGS))
-        leftovers = {name: value for name, value in result.items() if name.startswith("left over") and value}
-        assert not leftovers, f"the undisturbed run leaves something behind: {leftovers}"
-        return result
+    def fresh_with_server_of_its_own(self, **changes: str) -> Pipeline:
+        """The same, whose runs start a temporary Prefect server, as a person's do who has started none."""
+        pipeline = self.fresh(**changes)
+        del pipeline.environment["PREFECT_API_URL"]
+        pipeline.environment["PREFECT_HOME"] = str(pipeline.folder / "prefect")
+        return pipeline
+
+    def rng(self, purpose: str) -> random.Random:
+        """Draws by the seed, independent of what else is drawn."""
+        return random.Random(f"{self.seed} {purpose}")
+
+
+def _fresh(folder: Path, environment: Mapping[str, str]) -> Pipeline:
+    return Pipeline(Path(tempfile.mkdtemp(prefix="home-", dir=folder)), dict(environment))
+
+
+def _run_undisturbed(folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    pipeline = _fresh(folder, environment)
+    result = result_of(pipeline, pipeline.run(*FLAGS))
+    leftovers = {name: value for name, value in result.items() if name.startswith("left over") and value}
+    assert not leftovers, f"the undisturbed run leaves something behind: {leftovers}"
+    return result
 
 
 @contextlib.contextmanager
-def bench(folder: Path, prefect_api: str) -> Iterator[Bench]:
-    """A bench in `folder`, whose undisturbed run has started."""
+def bench(folder: Path, prefect_api: str, **drawn: Any) -> Iterator[Bench]:
+    """A bench in `folder`, whose undisturbed run has started; `drawn` is the rest of its fields."""
     import mlflow  # noqa: F401  Several threads will want it, and its modules import each other.
 
     data = folder / "data"
     write_small_dataset(data, training_images=IMAGES, test_images=1_000)
     write_catalog(data / "datasets.toml", data)
-    with (
-        serving({name: (data / name).read_bytes() for name in FILE_NAMES}) as mirror,
-        ThreadPoolExecutor(1, "undisturbed run") as pool,
-    ):
+    files = {name: (data / name).read_bytes() for name in FILE_NAMES}
+    with serving(files) as mirror, ThreadPoolExecutor(1, "undisturbed run") as pool:
         environment = {
             "PREFECT_API_URL": prefect_api,
             "MNIST_MIRRORS": mirror.address,
             "DATASET_CATALOG": str(data / "datasets.toml"),
         }
         try:
-            yield Bench(folder, environment, mirror, pool)
+            yield Bench(folder, environment, files, pool.submit(_run_undisturbed, folder, environment), **drawn)
         finally:
-            for process in processes_of(folder):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+            kill_all_of(folder)
 
 
 # What a run left, and the comparison
@@ -265,6 +284,10 @@ class Attempt:
         self.process = pipeline.start(*FLAGS, *flags)
         self._log = (pipeline.folder / "stderr.txt").open("rb")
         self._written = ""
+        self.last: tuple[int, dict[str, Any]] = (0, {})
+        """What `wait` returned."""
+        self.seconds_to_end = 0.0
+        """After a signal."""
 
     @property
     def written(self) -> str:
@@ -279,7 +302,13 @@ class Attempt:
     def wait(self, limit_seconds: float = 600) -> tuple[int, dict[str, Any]]:
         """The exit status and what it printed, once the run has ended by itself."""
         stdout, _ = self.process.communicate(timeout=limit_seconds)
-        return self.process.returncode, json.loads(stdout) if stdout.strip() else {}
+        self.last = self.process.returncode, json.loads(stdout) if stdout.strip() else {}
+        return self.last
+
+    def signal_group(self, sent: signal.Signals) -> None:
+        """Send a signal to the whole process group, as a terminal does. Safe if it has just ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, sent)
 
     def wait_for(self, pattern: str, limit_seconds: float = 300) -> None:
         """Wait until the run has written something that `pattern` is found in."""
@@ -293,15 +322,15 @@ class Attempt:
         messages = [line.rpartition(" - ")[2] for line in log.splitlines() if " | " in line]
         said = [message for message in messages if not message.startswith(_OF_PREFECT)]
         if " | " in end:
-            return _cell(" / ".join(dict.fromkeys(said[-2:])))
+            return cell(" / ".join(dict.fromkeys(said[-2:])))
         # Where the message refers to what the program said last.
-        return _cell(f"{said[-1]} ... {end}" if "own last lines" in end and said else end)
+        return cell(f"{said[-1]} ... {end}" if "own last lines" in end and said else end)
 
 
 _OF_PREFECT = ("Finished in state", "Task run failed", "Encountered exception")
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     words = re.sub(r"\s+", " ", text.replace("|", "/")).strip() or "nothing"
     return words if len(words) <= 320 else f"{words[:240]} ... {words[-60:]}"
 
@@ -314,6 +343,13 @@ def processes_of(folder: Path) -> list[psutil.Process]:
             if process.environ().get("PIPELINE_HOME", "").startswith(f"{folder}/") and still_running([process]):
                 found.append(process)
     return found
+
+
+def kill_all_of(folder: Path) -> None:
+    """SIGKILL to every process that was started for a home under `folder`."""
+    for process in processes_of(folder):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def programs_of(pipeline: Pipeline, command: str = "") -> list[psutil.Process]:
@@ -415,6 +451,23 @@ POINTS = (*_BEFORE_TRAINING, *_EPOCHS, *_AFTER_TRAINING)
 """Every point, in the order in which a run passes them."""
 
 
+def reach(attempt: Attempt, point: Point, delay: float) -> Point | None:
+    """Wait for the point and so many seconds more; the point that was reached, which may be a later one.
+
+    None if the run has ended before.
+    """
+    later = POINTS[POINTS.index(point) :]
+    deadline = time.monotonic() + 300
+    while not attempt.is_over and not (reached := [one for one in later if one.is_reached(attempt)]):
+        assert time.monotonic() < deadline, f"waited 300 s for {point}\n{attempt.written}"
+        time.sleep(0.003)
+    if not attempt.is_over:
+        # The delay is drawn, as the point is: it says at which moment the fault falls.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            attempt.process.wait(delay)
+    return None if attempt.is_over else reached[0]
+
+
 @dataclass(frozen=True)
 class Kill:
     """What is killed, and when."""
@@ -437,11 +490,25 @@ class Case:
     differences: list[str] = field(default_factory=list)
     struck: bool = True
     """False: the run had ended before."""
+    times: int = 1
+    """How often it struck."""
+    left_out: str = ""
+    """Why it was not tried here."""
 
     def row(self) -> str:
         """For a markdown table."""
-        found = "<br>".join(self.differences).replace("|", "/") or "none"
-        return f"| {self.what} | {self.when} | {self.saw} | {found if self.struck else 'it had ended before'} |"
+        if self.left_out:
+            return f"| {self.what} | {self.when} | | left out: {self.left_out} |"
+        found = "<br>".join(self.differences).replace("|", "/") or ("none" if self.struck else "it had ended before")
+        return f"| {self.what} | {self.when} | {self.saw} | {found} |"
+
+
+def fallen(name: str, error: Exception, folder: Path) -> Case:
+    """A case that could not be brought to its end is one that differs; what it left running in `folder` is ended."""
+    kill_all_of(folder)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    told = f"{lines[0]} ... {lines[-1]}" if len(lines) > 1 else "".join(lines)
+    return Case(name, "", differences=[f"it fell with {type(error).__name__}: {cell(told)}"])
 
 
 def plan(rng: random.Random, length: int, deck: list[Point]) -> list[Kill]:
@@ -462,51 +529,42 @@ def plan(rng: random.Random, length: int, deck: list[Point]) -> list[Kill]:
 
 def run_chain(bench: Bench, chain: list[Kill], tell: Callable[[Case], None] = lambda case: None) -> list[Case]:
     """In a fresh home run the command and kill it, again and again, let it finish, and compare; a case each."""
-    pipeline = bench.fresh()
     cases: list[Case] = []
-    outcome: dict[str, Any] = {}
-    for number, kill in enumerate(chain):
-        case, outcome = _run_and_kill(bench, pipeline, kill)
-        cases.append(case)
-        last = number == len(chain) - 1 or bool(outcome)
-        if last:
-            case.differences += _finish_and_compare(bench, pipeline, outcome)
-        tell(case)
-        if last:
-            break
+    with serving(dict(bench.files)) as mirror:  # Its own, for it stalls when it is told to.
+        pipeline = bench.fresh(MNIST_MIRRORS=mirror.address)
+        for number, kill in enumerate(chain):
+            case, outcome = _run_and_kill(mirror, pipeline, kill)
+            cases.append(case)
+            last = number == len(chain) - 1 or bool(outcome)
+            if last:
+                case.differences += finish_and_compare(bench, pipeline, outcome)
+            tell(case)
+            if last:
+                break
     return cases
 
 
-def _run_and_kill(bench: Bench, pipeline: Pipeline, kill: Kill) -> tuple[Case, dict[str, Any]]:
+def _run_and_kill(mirror: HttpServer, pipeline: Pipeline, kill: Kill) -> tuple[Case, dict[str, Any]]:
     stalled = kill.point.step == "download"
     resume = threading.Event()
     if stalled:
-        bench.mirror.resume = resume
+        mirror.resume = resume
         at = random.Random(kill.delay).randrange(100_000, 5_000_000)
-        name = max(FILE_NAMES, key=lambda name: len(bench.mirror.files[name]))
-        bench.mirror.behaviour[name] = Behaviour(stall_after=at, times=1)
+        name = max(FILE_NAMES, key=lambda name: len(mirror.files[name]))
+        mirror.behaviour[name] = Behaviour(stall_after=at, times=1)
     orphans = processes_of(pipeline.folder)
     attempt = Attempt(pipeline)
     case = Case(f"{kill.victim}, SIGKILL", f"{kill.point} + {kill.delay:.2f} s")
-    later = POINTS[POINTS.index(kill.point) :]
-    deadline = time.monotonic() + 300
-    while not attempt.is_over and not (reached := [point for point in later if point.is_reached(attempt)]):
-        assert time.monotonic() < deadline, f"waited 300 s for {kill.point}\n{attempt.written}"
-        time.sleep(0.003)
-    if not attempt.is_over:
-        # The delay is drawn, as the point is: it says at which moment the kill falls.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            attempt.process.wait(kill.delay)
-    if attempt.is_over:
+    reached = reach(attempt, kill.point, kill.delay)
+    if reached is None:
         case.struck = False
     else:
-        if reached[0] != kill.point:
-            case.when = f"{reached[0]} + {kill.delay:.2f} s"
+        case.when = f"{reached} + {kill.delay:.2f} s"
         killed = strike(attempt, kill.victim)
         case.what = f"{killed}, SIGKILL"
     resume.set()
     if stalled:
-        bench.mirror.behaviour.clear()
+        mirror.behaviour.clear()
     try:
         status, outcome = attempt.wait(SECONDS_TO_END * 2)
     except subprocess.TimeoutExpired:
@@ -545,7 +603,7 @@ def strike(attempt: Attempt, victim: Victim) -> str:
     return "flow"
 
 
-def _finish_and_compare(bench: Bench, pipeline: Pipeline, outcome: dict[str, Any]) -> list[str]:
+def finish_and_compare(bench: Bench, pipeline: Pipeline, outcome: dict[str, Any]) -> list[str]:
     """Run the command to its end, unless it has an outcome, and say what differs from the undisturbed run."""
     found = []
     if not outcome:
@@ -557,299 +615,11 @@ def _finish_and_compare(bench: Bench, pipeline: Pipeline, outcome: dict[str, Any
     return found + differences(bench.reference, result_of(pipeline, outcome))
 
 
-def _compared(bench: Bench, pipeline: Pipeline, case: Case, outcome: dict[str, Any] | None = None) -> Case:
-    case.differences += _finish_and_compare(bench, pipeline, outcome or {})
+def compared(bench: Bench, pipeline: Pipeline, case: Case, outcome: dict[str, Any] | None = None) -> Case:
+    case.differences += finish_and_compare(bench, pipeline, outcome or {})
     return case
 
 
-def _expect(case: Case, holds: bool, what: str) -> None:
+def expect(case: Case, holds: bool, what: str) -> None:
     if not holds:
         case.differences.append(what)
-
-
-# Faults
-
-_CONTINUED = "Continuing run ..., which an earlier attempt left RUNNING"
-
-
-def sigterm(bench: Bench, seconds: float) -> Case:
-    """SIGTERM to the flow in the middle of training."""
-    pipeline = bench.fresh()
-    attempt = Attempt(pipeline)
-    attempt.wait_for(r"- epoch 5/")
-    attempt.process.terminate()
-    status, _ = attempt.wait(10)
-    case = Case("SIGTERM to the flow", "epoch 5", attempt.said())
-    _expect(case, status == 143, f"exit status {status}, expected 143")
-    case.differences += wait_until_all_ended(pipeline, 1)
-    return _compared(bench, pipeline, case)
-
-
-def stopped(bench: Bench, seconds: float) -> Case:
-    """SIGSTOP to every process, SIGCONT later."""
-    pipeline = bench.fresh()
-    attempt = Attempt(pipeline)
-    attempt.wait_for(r"- epoch 5/")
-    processes = processes_of(pipeline.folder)
-    for one in processes:
-        one.suspend()
-    time.sleep(seconds)
-    for one in processes:
-        one.resume()
-    status, outcome = attempt.wait()
-    case = Case("SIGSTOP to all, SIGCONT", f"epoch 5, for {seconds:g} s", "nothing: the run goes on")
-    _expect(case, status == 0, f"exit status {status}, expected 0")
-    return _compared(bench, pipeline, case, outcome)
-
-
-def mlflow_process_killed(bench: Bench, seconds: float) -> Case:
-    """The process that speaks to MLflow is killed, and each that takes its place."""
-    pipeline = bench.fresh()
-    attempt = Attempt(pipeline)
-    said, struck = "nothing: the run goes on", 0
-    for point in (r"- (Started|Continuing) run ", r"- epoch \d", r"- post-processing", r"- Registered run "):
-        reached = re.compile(point)
-        wait_until(lambda: bool(reached.search(attempt.written)) or attempt.is_over, 300, point)  # noqa: B023
-        if attempt.is_over:
-            # A call that is interrupted ends the run; between two calls nobody misses the process.
-            said = attempt.said()
-            attempt = Attempt(pipeline)
-            attempt.wait_for(point)
-        for process in tracker_processes_of(pipeline):
-            process.kill()
-            struck += 1
-    status, outcome = attempt.wait()
-    case = Case("the process that speaks to MLflow, SIGKILL", f"{struck} times, from the run's start", said)
-    _expect(case, struck >= 3, f"struck {struck} times")
-    _expect(case, status in (0, 1), f"exit status {status}, expected 0 or 1")
-    _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
-    return _compared(bench, pipeline, case, outcome)
-
-
-def orphan_stopped(bench: Bench, seconds: float) -> Case:
-    """The program is stopped, its flow killed, the command run again while the orphan is there, which then goes on."""
-    pipeline = bench.fresh()
-    attempt = Attempt(pipeline)
-    attempt.wait_for(r"- epoch 5/")
-    orphans = programs_of(pipeline)
-    for one in orphans:
-        one.suspend()
-    attempt.process.kill()
-    attempt.wait()
-    second = Attempt(pipeline)
-    second.wait_for(r"- Continuing run \w+, which an earlier attempt left RUNNING")
-    second.wait_for(r"- epoch \d")
-    for one in orphans:
-        one.resume()
-    status, outcome = second.wait()
-    case = Case("flow, SIGKILL; its program SIGSTOP, SIGCONT during the next run", "epoch 5", _CONTINUED)
-    _expect(case, status == 0, f"exit status {status}, expected 0")
-    return _compared(bench, pipeline, case, outcome)
-
-
-def memory_limit(bench: Bench, seconds: float) -> Case:
-    """The program may not have more memory than it has, which is too little for the compilation that comes next."""
-    pipeline = bench.fresh()
-    attempt = Attempt(pipeline)
-    attempt.wait_for(r"- data set ")
-    (program,) = programs_of(pipeline, "train")
-    limit = program.memory_info().vms
-    resource.prlimit(program.pid, resource.RLIMIT_AS, (limit, limit))
-    status, _ = attempt.wait()
-    case = Case("memory limit on the program", "before epoch 1", attempt.said())
-    _expect(case, status == 1, f"exit status {status}, expected 1")
-    _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
-    return _compared(bench, pipeline, case)
-
-
-class _SmallDisk:
-    """A file system of its own, `size` bytes, to be filled up; `None` instead where mounting is not allowed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._ballast = folder / "ballast"
-
-    def fill(self) -> None:
-        with self._ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
-
-    def empty(self) -> None:
-        self._ballast.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[_SmallDisk | None]:
-    """A file system of 64 MB mounted on `folder`, or None where this user may not mount."""
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        yield None
-        return
-    try:
-        yield _SmallDisk(folder)
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def disk_full_at_upload(bench: Bench, seconds: float) -> Case:
-    """The disk of the store is full when the data set is sent."""
-    return _disk_full(bench, "upload")
-
-
-def disk_full_in_training(bench: Bench, seconds: float) -> Case:
-    """The disk of the store is full in the middle of training, and there is room again after the user was told."""
-    return _disk_full(bench, "epoch 5")
-
-
-def _disk_full(bench: Bench, when: str) -> Case:
-    case = Case("disk full in the store's folder", when)
-    disk_folder = bench.folder / f"disk-{when.replace(' ', '-')}"
-    with small_disk(disk_folder) as disk:
-        if disk is None:
-            case.saw, case.struck = "skipped: this user may not mount a file system", False
-            return case
-        store = disk_folder / "store"
-        store.mkdir()
-        pipeline = bench.fresh(OBJECT_STORE_URI=store.as_uri(), STORE_FOLDER=str(store))
-        outcome: dict[str, Any] = {}
-        if when == "upload":
-            disk.fill()
-            attempt = Attempt(pipeline)
-            status, _ = attempt.wait()
-            _expect(case, status == 1, f"exit status {status}, expected 1")
-            case.saw = attempt.said()
-        else:
-            attempt = Attempt(pipeline)
-            attempt.wait_for(r"- epoch 5/")
-            disk.fill()
-            attempt.wait_for(r"cannot save the checkpoint")
-            case.saw = next(line for line in attempt.written.splitlines() if "cannot save" in line)
-            case.saw = _cell(case.saw.partition(" - ")[2])
-        _expect(case, str(disk_folder) in attempt.written, "the message does not name the folder")
-        _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
-        disk.empty()
-        if when != "upload":
-            status, outcome = attempt.wait()
-            _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
-        return _compared(bench, pipeline, case, outcome)
-
-
-def mlflow_server_down(bench: Bench, seconds: float) -> Case:
-    """The MLflow server is killed in the middle of training and comes back."""
-    pipeline = bench.fresh()
-    server = MlflowServer(pipeline.folder / "mlflow-server")
-    pipeline.environment["MLFLOW_TRACKING_URI"] = server.uri
-    server.start()
-    try:
-        attempt = Attempt(pipeline)
-        attempt.wait_for(r"- epoch 5/")
-        server.kill()
-        time.sleep(seconds)
-        server.start()
-        status, outcome = attempt.wait()
-        case = Case("MLflow server, SIGKILL and started again", f"epoch 5, for {seconds:g} s")
-        told = [line for line in attempt.written.splitlines() if "again in" in line]
-        case.saw = _cell(told[0].partition(" - ")[2]) if told else "no word of it"
-        _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
-        return _compared(bench, pipeline, case, outcome)
-    finally:
-        server.kill()
-
-
-@contextlib.contextmanager
-def _on_s3(bench: Bench) -> Iterator[tuple[Pipeline, S3Server]]:
-    pipeline = bench.fresh()
-    with s3_server(pipeline.folder / "s3", "bucket") as server:
-        pipeline.environment |= {
-            **server.environment,
-            "OBJECT_STORE_URI": "s3://bucket/store",
-            "STORE_FOLDER": str(server.folder / "bucket" / "store"),
-        }
-        yield pipeline, server
-
-
-def s3_down_in_training(bench: Bench, seconds: float) -> Case:
-    """The S3 server is killed in the middle of training and comes back."""
-    with _on_s3(bench) as (pipeline, server):
-        attempt = Attempt(pipeline)
-        attempt.wait_for(r"- epoch 5/")
-        server.kill()
-        time.sleep(seconds)
-        server.start()
-        status, outcome = attempt.wait()
-        case = Case("S3 server, SIGKILL and started again", f"epoch 5, for {seconds:g} s")
-        told = [line for line in attempt.written.splitlines() if "again in" in line]
-        case.saw = _cell(told[0].partition(" - ")[2]) if told else "no word of it"
-        _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
-        return _compared(bench, pipeline, case, outcome)
-
-
-def s3_down_in_upload(bench: Bench, seconds: float) -> Case:
-    """The S3 server is killed in the middle of a multipart upload and comes back."""
-    import s3fs
-
-    with _on_s3(bench) as (pipeline, server):
-        watch = s3fs.S3FileSystem(
-            key=KEY_ID, secret=SECRET, endpoint_url=server.endpoint, client_kwargs={"region_name": "us-east-1"}
-        )
-
-        def sends_parts() -> bool:
-            try:
-                return bool(watch.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads"))
-            except FileNotFoundError:  # How this server says that there are none.
-                return False
-
-        assert not sends_parts()  # And connected: an upload takes a tenth of a second.
-        attempt = Attempt(pipeline)
-        attempt.wait_for(r"- Downloaded and checked")
-        while not sends_parts():
-            assert "- Uploaded " not in attempt.written, "the upload was over before its parts were seen"
-        server.kill()
-        ended = False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            attempt.process.wait(seconds)
-            ended = True
-        server.start()
-        status, outcome = attempt.wait()
-        case = Case("S3 server, SIGKILL and started again", f"multipart upload, for {seconds:g} s", attempt.said())
-        _expect(case, status == 0 or ended, f"exit status {status} after the server was back")
-        _expect(case, "Traceback" not in attempt.written, "the user saw a traceback")
-        return _compared(bench, pipeline, case, outcome)
-
-
-def two_at_once(bench: Bench, seconds: float) -> Case:
-    """The same command twice at the same time, into the same folder."""
-    pipeline = bench.fresh()
-    (pipeline.folder / "second").mkdir()
-    second = Pipeline(pipeline.folder / "second", pipeline.environment)
-    attempts = [Attempt(pipeline), Attempt(second, f"--output-dir={pipeline.output_dir}")]
-    ended = [attempt.wait() for attempt in attempts]
-    case = Case("the same command twice at once", "from the start")
-    waited = [line for attempt in attempts for line in attempt.written.splitlines() if "aiting" in line]
-    case.saw = waited[-1].partition(" - ")[2] if waited else "no word of it"
-    for attempt, (status, _) in zip(attempts, ended, strict=True):
-        _expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
-    _expect(case, sum(" epoch 1/" in attempt.written for attempt in attempts) == 1, "not exactly one of them trained")
-    outcomes = [outcome for status, outcome in ended if status == 0]
-    _expect(case, len({outcome["run_id"] for outcome in outcomes}) == 1, "they used two runs")
-    return _compared(bench, pipeline, case, outcomes[0] if len(outcomes) == 2 else None)
-
-
-FAULTS: dict[str, Callable[[Bench, float], Case]] = {
-    function.__name__: function
-    for function in (
-        sigterm,
-        stopped,
-        mlflow_process_killed,
-        orphan_stopped,
-        memory_limit,
-        disk_full_at_upload,
-        disk_full_in_training,
-        mlflow_server_down,
-        s3_down_in_training,
-        s3_down_in_upload,
-        two_at_once,
-    )
-}
-"""By name; the second argument is how long, in seconds, something is away."""
