@@ -284,6 +284,7 @@ class Attempt:
         self.process = pipeline.start(*FLAGS, *flags)
         self._log = (pipeline.folder / "stderr.txt").open("rb")
         self._written = ""
+        self._reading = threading.Lock()
         self.last: tuple[int, dict[str, Any]] = (0, {})
         """What `wait` returned."""
         self.seconds_to_end = 0.0
@@ -292,8 +293,9 @@ class Attempt:
     @property
     def written(self) -> str:
         """What the run wrote to stderr so far."""
-        self._written += self._log.read().decode(errors="replace")
-        return self._written
+        with self._reading:
+            self._written += self._log.read().decode(errors="replace")
+            return self._written
 
     @property
     def is_over(self) -> bool:

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,36 @@ def drawn_moments(bench: Bench, purpose: str, points: tuple[Point, ...] = POINTS
     rng = bench.rng(purpose)
     chosen = sorted(rng.sample(points, min(bench.moments, len(points))), key=POINTS.index)
     return [(point, round(rng.uniform(0, 0.4), 2)) for point in chosen]
+
+
+def struck_at_moments(
+    bench: Bench, case: Case, moments: list[tuple[Point, float]], fresh: Callable[[], Pipeline]
+) -> Iterator[tuple[Attempt, Point | None]]:
+    """The command again and again, each attempt twice: as it starts, with None, and at its moment, to be ended there.
+
+    An attempt that ends before its moment is compared, and the moment is tried once more in a fresh home. At the end
+    the command runs to its end, and is compared.
+    """
+    pipeline, is_fresh = fresh(), True
+    pending = list(moments)
+    while True:
+        attempt = Attempt(pipeline)
+        yield attempt, None
+        reached = reach(attempt, *pending[0]) if pending else None
+        if reached is not None:
+            yield attempt, reached
+            pending.pop(0)
+            is_fresh = False
+            continue
+        status, outcome = attempt.wait()
+        expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
+        if status == 0:
+            compared(bench, pipeline, case, outcome)
+        if not pending:
+            return
+        if is_fresh:
+            pending.pop(0)
+        pipeline, is_fresh = fresh(), True
 
 
 def stopped(bench: Bench, seconds: float) -> Case:
@@ -131,77 +162,66 @@ def orphan_stopped(bench: Bench, seconds: float) -> Case:
 
     What is stopped may hold MLflow's database in the middle of a write: the next run waits, and says for whom.
     """
-    pipeline = bench.fresh()
-    case = Case("flow, SIGKILL; what it had started SIGSTOP, SIGCONT during the next run", "", "")
+    case = Case("flow, SIGKILL; what it had started SIGSTOP, SIGCONT during the next run", "")
     orphans: list[psutil.Process] = []
     struck: list[str] = []
-
-    def go_on(attempt: Attempt) -> None:
-        deadline = time.monotonic() + SECONDS_STOPPED_BESIDE
-        while not re.search(r"- epoch \d|(?i:locked|waiting for)", attempt.written) and not attempt.is_over:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
-        for one in orphans:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.resume()
-        waits = [line for line in attempt.written.splitlines() if re.search(r"(?i)locked|waiting for", line)]
-        case.saw = cell(waits[0].rpartition(" - ")[2]) if waits else case.saw
-
-    outcome: dict[str, Any] = {}
-    for point, delay in drawn_moments(bench, "moments of an orphan", POINTS[1:]):
-        attempt = Attempt(pipeline)
-        go_on(attempt)
-        reached = reach(attempt, point, delay)
+    saw: list[str] = []
+    moments = drawn_moments(bench, "moments of an orphan", POINTS[1:])
+    for attempt, reached in struck_at_moments(bench, case, moments, bench.fresh):
         if reached is None:
-            status, outcome = attempt.wait()
-            expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
-            break
-        flow = attempt.process
-        orphans = [one for one in processes_of(pipeline.folder) if one.pid != flow.pid]
+            threading.Thread(target=_go_on_beside, args=(attempt, orphans, saw)).start()
+            continue
+        orphans = [one for one in processes_of(attempt.pipeline.folder) if one.pid != attempt.process.pid]
         for one in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.suspend()
-        flow.kill()
-        flow.wait()
+        attempt.process.kill()
+        attempt.process.wait()
         struck.append(str(reached))
-    if not outcome:
-        attempt = Attempt(pipeline)
-        go_on(attempt)
-        status, outcome = attempt.wait()
-        expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
-    case.when, case.times, case.saw = ", ".join(struck), len(struck), case.saw or _CONTINUED
-    return compared(bench, pipeline, case, outcome)
+    case.when, case.times, case.saw = ", ".join(struck), len(struck), saw[-1] if saw else _CONTINUED
+    return case
+
+
+def _go_on_beside(attempt: Attempt, orphans: list[psutil.Process], saw: list[str]) -> None:
+    """SIGCONT to the orphans once the attempt waits for them, or goes on without; notes what it says of waiting."""
+    waits = r"(?i)locked|waiting for"
+    deadline = time.monotonic() + (SECONDS_STOPPED_BESIDE if orphans else 0)
+    while not re.search(rf"- epoch \d|{waits}", attempt.written) and time.monotonic() < deadline:
+        if attempt.is_over:
+            break
+        time.sleep(0.02)
+    for one in orphans:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.resume()
+    saw += [cell(line.rpartition(" - ")[2]) for line in attempt.written.splitlines() if re.search(waits, line)]
 
 
 def group_signals(bench: Bench, seconds: float) -> Case:
     """A signal to the whole group, as a terminal sends it, at drawn moments, with a temporary Prefect server."""
     rng = bench.rng("signals")
-    pipeline = bench.fresh_with_server_of_its_own()
     case = Case("a signal to the whole group, Prefect's temporary server in it", "")
     struck: list[str] = []
     slowest = 0.0
-    deck = [signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP]
-    outcome: dict[str, Any] = {}
-    for number, (point, delay) in enumerate(drawn_moments(bench, "moments of a signal")):
-        sent, twice = deck[number % len(deck)], rng.random() < 0.2
-        # Before that Python itself starts, which says what it wants.
-        delay = rng.uniform(0.3, 1) if point == POINTS[0] else delay
-        attempt = Attempt(pipeline)
-        reached = reach(attempt, point, delay)
+    deck = (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+    # Before that Python itself starts, and says what it wants.
+    moments = [
+        (point, rng.uniform(0.3, 1) if point == POINTS[0] else delay)
+        for point, delay in drawn_moments(bench, "moments of a signal")
+    ]
+    for attempt, reached in struck_at_moments(bench, case, moments, bench.fresh_with_server_of_its_own):
         if reached is None:
-            status, outcome = attempt.wait()
-            expect(case, status == 0, f"exit status {status}, expected 0: {attempt.said()}")
-            break
+            continue
+        sent, twice = deck[len(struck) % len(deck)], rng.random() < 0.2
         name = f"{sent.name}{' twice' if twice else ''} at {reached}"
         struck.append(name)
-        case.differences += [f"{name}: {wrong}" for wrong in _stop_group(bench, attempt, sent, twice)]
+        wrong = _stop_group(bench, attempt, sent, twice)
         slowest = max(slowest, attempt.seconds_to_end)
         case.saw = attempt.said()
-        case.differences += [f"{name}: {one}" for one in wait_until_all_ended(pipeline, SECONDS_TO_STOP * bench.load)]
-        case.differences += [f"{name}: MLflow says {status}" for status in _still_open(pipeline)]
+        wrong += wait_until_all_ended(attempt.pipeline, SECONDS_TO_STOP * bench.load)
+        wrong += [f"MLflow says {status}" for status in _still_open(attempt.pipeline)]
+        case.differences += [f"{name}: {one}" for one in wrong]
     case.when, case.times = f"{', '.join(struck)}; prompt back after at most {slowest:.1f} s", len(struck)
-    return compared(bench, pipeline, case, outcome)
+    return case
 
 
 def _stop_group(bench: Bench, attempt: Attempt, sent: signal.Signals, twice: bool = False) -> list[str]:
