@@ -3,7 +3,7 @@
 python -m flows.deploy
 """
 
-import infra.quiet_libraries  # noqa: F401  isort: skip
+import infra.process_environment  # noqa: F401  isort: skip
 
 import subprocess
 import sys

@@ -8,7 +8,7 @@ data sets whose upload broke off, checkpoints that nobody will continue, files o
 What a champion or its predecessor was made from is never removed.
 """
 
-import infra.quiet_libraries  # noqa: F401  isort: skip
+import infra.process_environment  # noqa: F401  isort: skip
 
 import argparse
 import logging

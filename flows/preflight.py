@@ -7,6 +7,7 @@ from threading import Thread
 
 from prefect.settings import PREFECT_API_URL
 
+from infra.addresses import without_secrets
 from infra.compute import (
     Accelerator,
     ClusterOptions,
@@ -18,7 +19,7 @@ from infra.compute import (
 )
 from infra.errors import ArgumentError, PipelineError
 from infra.experiment_tracker import ExperimentTracker
-from infra.settings import Settings, load_settings, without_secrets
+from infra.settings import Settings, load_settings
 from infra.tracker_process import TrackerProcess
 from tasks.dataset_catalog import DatasetDescription, describe_dataset
 from tasks.download_artifacts import check_output_dir

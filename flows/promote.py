@@ -9,7 +9,7 @@ python -m flows.promote --as-of 2026-11-23T14:30:00+01:00    the champion at tha
 The answer goes to stdout. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 """
 
-import infra.quiet_libraries  # noqa: F401  isort: skip
+import infra.process_environment  # noqa: F401  isort: skip
 
 import argparse
 import getpass

@@ -7,7 +7,7 @@ go of it. So a dead one is found within a minute, and a slow one is never taken 
 machines that share the store are told by their lease there.
 """
 
-import infra.quiet_libraries  # noqa: F401  isort: skip
+import infra.process_environment  # noqa: F401  isort: skip
 
 import logging
 import signal

@@ -4,7 +4,7 @@ python -m flows.train_mnist            as do `make train` and `python flows/trai
 python -m flows.train_mnist --help     what can be told
 """
 
-import infra.quiet_libraries
+import infra.process_environment
 
 import infra.tracker_process  # isort: skip
 

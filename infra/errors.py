@@ -21,9 +21,14 @@ A message says what was attempted, on what, what was expected, what was found an
 in a few lines: it is all that a person at a terminal sees.
 """
 
+from infra.addresses import without_secrets
+
 
 class PipelineError(Exception):
-    """Base of all; its text is complete by itself."""
+    """Base of all; its text is complete by itself, and shows no secret of an address that it quotes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_secrets(text))
 
 
 class UsageError(PipelineError):

@@ -13,10 +13,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from infra.addresses import is_http, without_secrets
 from infra.errors import TrackerError
 from infra.hidden_packages import packages_hidden
 from infra.lock import hold
-from infra.settings import Settings, environment_unchanged, is_http, without_secrets
+from infra.proxies import through_proxy
+from infra.settings import Settings, environment_unchanged, mlflow_authorization
 from infra.waiting import told_when_slow
 
 TerminalStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -82,18 +84,22 @@ class ExperimentTracker:
             return
         import httpx
 
+        place = f"The MLflow server at {without_secrets(self.uri)}"
+        health, way = f"{self.uri.rstrip('/')}/health", through_proxy(self.uri)
         try:
-            status = httpx.get(f"{self.uri.rstrip('/')}/health", timeout=timeout_seconds).status_code
+            status = httpx.get(health, timeout=timeout_seconds, headers=mlflow_authorization()).status_code
         except httpx.HTTPError as error:
             raise TrackerError(
-                f"The MLflow server at {without_secrets(self.uri)} does not answer ({type(error).__name__}).\n"
+                f"{place} does not answer{way} ({type(error).__name__}).\n"
                 "Start it, correct MLFLOW_TRACKING_URI, or unset it to use a database under PIPELINE_HOME."
             ) from error
         if status in (401, 403):
             raise TrackerError(
-                f"The MLflow server at {without_secrets(self.uri)} refuses us (HTTP {status}).\n"
+                f"{place} refuses us{way} (HTTP {status}).\n"
                 "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
             )
+        if way and status != 200:
+            raise TrackerError(f"{place} cannot be reached{way} (HTTP {status}).\nOr is its host one for NO_PROXY?")
 
     def hurry(self) -> None:
         """Nothing here. Called when this process was told to stop: no call may hold it up from now on."""
@@ -392,7 +398,7 @@ class ExperimentTracker:
                 raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise TrackerError(
-                f"Could not {attempt} at {without_secrets(self.uri)}: {reason[0]}\n"
+                f"Could not {attempt} at {without_secrets(self.uri)}{through_proxy(self.uri)}: {reason[0]}\n"
                 "Check that MLflow is up and that MLFLOW_TRACKING_URI names it, then run the same command again."
             ) from error
 

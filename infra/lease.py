@@ -28,9 +28,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 
+from infra.addresses import without_secrets
 from infra.errors import LeaseLost, ObjectStoreError, ObjectStoreUnreachable
 from infra.object_store import ObjectStore
-from infra.settings import without_secrets
 
 LOGGER = logging.getLogger(__name__)
 

@@ -24,8 +24,9 @@ from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from infra.addresses import is_http, without_secrets
 from infra.errors import SettingsError
-from infra.settings import is_http, without_secrets
+from infra.proxies import left_out_proxy, through_proxy
 
 if TYPE_CHECKING:
     import httpx
@@ -40,6 +41,9 @@ Source = tuple[int, Iterator[bytes]]
 
 class MirrorError(Exception):
     """A mirror did not deliver the file."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_secrets(text))
 
 
 class MirrorUnreachable(MirrorError):
@@ -204,6 +208,9 @@ def _open_http(address: str, offset: int, size: int, limits: Limits) -> Iterator
     # Not fsspec's HTTP file system: it neither resumes nor stops at a size.
     import httpx
 
+    if proxy := left_out_proxy(address):
+        raise MirrorUnreachable(f"the proxy {proxy} cannot be used: only http:// and https:// proxies can")
+    way = through_proxy(address)
     hooks = {"response": [_refuse_other_schemes]}
     with httpx.Client(timeout=limits.stall_seconds, follow_redirects=True, event_hooks=hooks) as client:
 
@@ -232,11 +239,11 @@ def _open_http(address: str, offset: int, size: int, limits: Limits) -> Iterator
         except httpx.TooManyRedirects as error:
             raise MirrorRefused("redirects without end") from error
         except httpx.ProxyError as error:
-            raise MirrorUnreachable(f"the proxy did not connect ({error})") from error
+            raise MirrorUnreachable(f"no connection{way} ({error})") from error
         except (httpx.HTTPError, TimeoutError) as error:
-            raise _failure(error, limits) from error
+            raise _failure(error, limits, way) from error
         try:
-            _refuse_other_answers(response, offset, size)
+            _refuse_other_answers(response, offset, size, way)
             yield (offset if response.status_code == 206 else 0), chunks(response)
         finally:
             response.close()
@@ -261,9 +268,11 @@ def _continues(response: "httpx.Response", offset: int) -> bool:
     return str(response.headers.get("Content-Range")).startswith(f"bytes {offset}-")
 
 
-def _refuse_other_answers(response: "httpx.Response", offset: int, size: int) -> None:
+def _refuse_other_answers(response: "httpx.Response", offset: int, size: int, way: str) -> None:
     """Raise unless the head of `response` promises the bytes from `offset`, or all of them."""
-    status = f"{response.status_code} {response.reason_phrase}"
+    status = f"{response.status_code} {response.reason_phrase}{way}"
+    if response.status_code == 407:
+        raise MirrorUnreachable(f"no connection{way} (it wants a login: 407 {response.reason_phrase})")
     if response.status_code >= 500 or response.status_code in (408, 425, 429):
         raise MirrorInterrupted(f"answered {status}")
     if response.status_code not in (200, 206):
@@ -321,22 +330,22 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
     return outcome.result(timeout=seconds)
 
 
-def _failure(error: Exception, limits: Limits) -> MirrorError:
-    """What `error`, raised while waiting for a mirror, means."""
+def _failure(error: Exception, limits: Limits, way: str = "") -> MirrorError:
+    """What `error`, raised while waiting for a mirror, means; `way` names the proxy between."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return MirrorRefused(f"has a certificate that this machine does not trust ({cause})")
+            return MirrorRefused(f"has a certificate that this machine does not trust{way} ({cause})")
     for cause in causes:
         if isinstance(cause, TimeoutError):
-            return MirrorUnreachable(f"no answer within {limits.answer_seconds:g} s")
+            return MirrorUnreachable(f"no answer within {limits.answer_seconds:g} s{way}")
         if isinstance(cause, gaierror):
-            return MirrorUnreachable(f"no such name ({cause})")
+            return MirrorUnreachable(f"no such name{way} ({cause})")
         if isinstance(cause, ConnectionRefusedError):
-            return MirrorUnreachable(f"refused the connection ({cause})")
+            return MirrorUnreachable(f"refused the connection{way} ({cause})")
         if isinstance(cause, OSError) and cause.errno in (ENETUNREACH, EHOSTUNREACH, ENETDOWN):
-            return MirrorUnreachable(f"there is no way to it ({cause})")
-    return MirrorInterrupted(f"broke off ({str(error) or type(error).__name__})")
+            return MirrorUnreachable(f"there is no way to it{way} ({cause})")
+    return MirrorInterrupted(f"broke off{way} ({str(error) or type(error).__name__})")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

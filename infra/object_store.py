@@ -25,9 +25,10 @@ from urllib.parse import unquote
 
 from fsspec.core import split_protocol, url_to_fs
 
+from infra.addresses import without_secrets
 from infra.errors import ObjectStoreError, ObjectStoreUnreachable
 from infra.hidden_packages import packages_hidden
-from infra.settings import without_secrets
+from infra.proxies import through_proxy
 from infra.waiting import Wait, told_when_slow
 
 _PART_BYTES = 5 * 2**20  # The smallest part that S3 takes.
@@ -485,6 +486,7 @@ def _s3_error(error: Exception, attempt: str, uri: str, endpoint: str | None) ->
         reason = "it does not answer"
     else:
         reason = "the connection broke off"
+    way = through_proxy(endpoint or "https://s3.amazonaws.com")
     return ObjectStoreUnreachable(
-        f"{attempt}. {at}: {reason} ({kind}).\nIs the server up, and AWS_ENDPOINT_URL its address?"
+        f"{attempt}. {at}: {reason}{way} ({kind}).\nIs the server up, and AWS_ENDPOINT_URL its address?"
     )

@@ -4,13 +4,17 @@ Settings differ between two machines; what differs between two runs is a paramet
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
+from fsspec import available_protocols
+
+from infra.addresses import basic_authorization, has_login, is_http, split_login, without_secrets
 from infra.errors import SettingsError
+from infra.proxies import left_out_proxy
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,17 +27,18 @@ class Settings:
     """Folder of everything that the pipeline keeps on this machine."""
     object_store_uri: str
     """Any address that fsspec can write under: a folder's `file://` address or `s3://bucket/prefix`."""
-    mlflow_tracking_uri: str
+    mlflow_tracking_uri: str = field(repr=False)
+    """The address of a server without a login, which stands in the environment; of a database with its password."""
     prefect_api_url: str | None
     """None: Prefect starts a temporary server for the run."""
-    dataset_mirrors: tuple[str, ...]
+    dataset_mirrors: tuple[str, ...] = field(repr=False)
     """Addresses to download from, in order; empty: those that the catalog names for the data set."""
     dataset_catalog: Path
     """The TOML file that names the data sets."""
     object_store_endpoint: str | None
     """Where an S3 store is, if that is not AWS itself."""
-    ray_jobs_url: str | None
-    """The address of a Ray cluster's dashboard."""
+    ray_jobs_url: str | None = field(repr=False)
+    """The address of a Ray cluster's dashboard, with the login that a proxy before it wants."""
     ray_cluster_file: Path | None
     """A file for Ray's cluster launcher; where it is set, there is no `ray_jobs_url`."""
 
@@ -65,21 +70,28 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
     Raises `SettingsError` naming the variable and its value. Nothing is created.
     """
-    env = os.environ if environment is None else environment
-    home = Path(env.get("PIPELINE_HOME") or PROJECT_ROOT / ".pipeline").expanduser().absolute()
+    env = os.environ if environment is None else dict(environment)
+    move_logins(env)
+    home = _folder("PIPELINE_HOME", env.get("PIPELINE_HOME") or str(PROJECT_ROOT / ".pipeline"))
     if home.exists() and not home.is_dir():
         raise SettingsError(f"PIPELINE_HOME is {home}, which is not a folder.\nName a folder, or unset it.")
-    store = env.get("OBJECT_STORE_URI") or (home / "object-store").as_uri()
-    if "://" not in store:
-        store = Path(store).expanduser().absolute().as_uri()
-    tracking = env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
-    if urlsplit(tracking).scheme not in ("http", "https") and not tracking.startswith(_DATABASES):
+    if impossible := re.search(r"[?#%]", str(home)):
+        raise SettingsError(
+            f"PIPELINE_HOME is {home}, and the address of a database in it cannot hold {impossible[0]!r}.\n"
+            "Name another folder."
+        )
+    store = _store(env.get("OBJECT_STORE_URI") or str(home / "object-store"))
+    tracking = (
+        _address("MLFLOW_TRACKING_URI", env.get("MLFLOW_TRACKING_URI", ""))
+        or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+    )
+    if not is_http(tracking) and not tracking.startswith(_DATABASES):
         raise SettingsError(
             f"MLFLOW_TRACKING_URI is {without_secrets(tracking)!r}, which is neither an MLflow server (http://, "
             "https://)\nnor a database (sqlite:///, postgresql://, mysql://). MLflow's folder store cannot hold\n"
             "registered models with aliases. Correct it, or unset it to use a database under PIPELINE_HOME."
         )
-    catalog = Path(env.get("DATASET_CATALOG") or PROJECT_ROOT / "tasks" / "datasets.toml").expanduser().absolute()
+    catalog = _folder("DATASET_CATALOG", env.get("DATASET_CATALOG") or str(PROJECT_ROOT / "tasks" / "datasets.toml"))
     if not catalog.is_file():
         raise SettingsError(f"DATASET_CATALOG is {catalog}, and there is no such file.")
     jobs_url = env.get("RAY_JOBS_URL") or None
@@ -88,7 +100,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             f"RAY_JOBS_URL is {without_secrets(jobs_url)!r}, which is not the address of a Ray dashboard (http://,\n"
             "https://), usually port 8265. Correct it, or unset it."
         )
-    cluster_file = Path(env["RAY_CLUSTER_FILE"]).expanduser().absolute() if env.get("RAY_CLUSTER_FILE") else None
+    cluster_file = _folder("RAY_CLUSTER_FILE", env["RAY_CLUSTER_FILE"]) if env.get("RAY_CLUSTER_FILE") else None
     if cluster_file and not cluster_file.is_file():
         raise SettingsError(f"RAY_CLUSTER_FILE is {cluster_file}, and there is no such file.\nCorrect it, or unset it.")
     if cluster_file and jobs_url:
@@ -96,17 +108,123 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             "RAY_JOBS_URL and RAY_CLUSTER_FILE are both set, and each names the cluster to train on.\nUnset one: "
             "RAY_JOBS_URL for a cluster that exists, RAY_CLUSTER_FILE for one that is launched where it is not up."
         )
+    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
+    prefect = env.get("PREFECT_API_URL") or None
+    for variable, address in (
+        ("MLFLOW_TRACKING_URI", tracking),
+        ("PREFECT_API_URL", prefect),
+        ("RAY_JOBS_URL", jobs_url),
+        ("AWS_ENDPOINT_URL", endpoint),
+    ):
+        if address and (proxy := left_out_proxy(address)):
+            raise SettingsError(
+                f"{variable} is {without_secrets(address)}, which is to be reached through the proxy {proxy}.\n"
+                "Only http:// and https:// proxies can be used. Name one in HTTPS_PROXY and HTTP_PROXY, or name the "
+                "host in NO_PROXY."
+            )
+    for variable, address, instead in (
+        ("MLFLOW_TRACKING_URI", tracking if is_http(tracking) else "", "MLFLOW_TRACKING_USERNAME, or _TOKEN"),
+        ("OBJECT_STORE_URI", store, "its client's own variables, for fsspec FSSPEC_<SCHEME>_USERNAME and _PASSWORD"),
+    ):
+        if has_login(address):
+            raise SettingsError(
+                f"{variable} is {without_secrets(address)}, with a login that would be kept with every run.\n"
+                f"Leave it out of the address, and put it into {instead}."
+            )
     return Settings(
         home=home,
-        object_store_uri=store.rstrip("/"),
+        object_store_uri=store,
         mlflow_tracking_uri=tracking,
-        prefect_api_url=env.get("PREFECT_API_URL") or None,
-        dataset_mirrors=tuple(env.get("MNIST_MIRRORS", "").replace(",", " ").split()),
+        prefect_api_url=prefect,
+        dataset_mirrors=tuple(_mirrors(env.get("MNIST_MIRRORS", ""))),
         dataset_catalog=catalog,
-        object_store_endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None,
+        object_store_endpoint=endpoint,
         ray_jobs_url=jobs_url,
         ray_cluster_file=cluster_file,
     )
+
+
+_LOGINS = {
+    "MLFLOW_TRACKING_URI": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    "OBJECT_STORE_URI": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "PREFECT_API_URL": ("PREFECT_API_AUTH_STRING",),
+}
+"""Where the client of a service looks for the login that does not belong into the service's address."""
+
+
+def move_logins(environment: MutableMapping[str, str]) -> None:
+    """Move `name:password@` out of addresses, which are shown and kept, to where their clients look for it.
+
+    A login in an address counts, as it does for the clients, whatever else is set. Those that the client wants in the
+    address alone stay: of a mirror, a database, a proxy.
+    """
+    for variable, targets in _LOGINS.items():
+        address, login = split_login(environment.get(variable, ""))
+        if login and re.match("https?:|s3a?:", address, re.IGNORECASE):
+            environment.update(zip(targets, login if len(targets) == 2 else [":".join(login)], strict=True))
+            environment[variable] = address
+
+
+def mlflow_authorization() -> dict[str, str]:
+    """The header by which MLflow's client shows an MLflow server who it is; none if nothing is set."""
+    name, password, token = (os.environ.get(f"MLFLOW_TRACKING_{key}") for key in ("USERNAME", "PASSWORD", "TOKEN"))
+    if name and password:
+        return {"Authorization": basic_authorization((name, password))}
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _folder(variable: str, given: str) -> Path:
+    """A path of this machine, made absolute. Raises `SettingsError` for the home of a user that is not there."""
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError as error:
+        raise SettingsError(f"{variable} is {given}: {error}\nWrite the whole path.") from error
+    except OSError as error:
+        raise SettingsError(
+            f"{variable} is {given}, and the folder that this is relative to is gone or may not be read "
+            f"({error.strerror}).\nChange to another folder, or write the whole path."
+        ) from error
+
+
+def _address(variable: str, given: str) -> str:
+    """An address with its scheme in small letters, or a folder. Raises `SettingsError` for what is neither."""
+    if mistyped := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(?!//)/?", given):
+        meant = f"{mistyped[1].lower()}://{'/' if mistyped[1].lower() == 'file' else ''}{given[mistyped.end() :]}"
+        raise SettingsError(
+            f"{variable} is {given}, which is neither an address nor a folder.\n"
+            f"Write {without_secrets(meant)}, or put ./ before it if it is a folder."
+        )
+    scheme, separator, rest = given.partition("://")
+    return f"{scheme.lower()}://{rest}" if separator else given
+
+
+def _store(given: str) -> str:
+    store = _address("OBJECT_STORE_URI", given)
+    if "://" not in store:
+        return _folder("OBJECT_STORE_URI", store).as_uri()
+    if re.match("s3a?:///|s3a?://$", store):
+        raise SettingsError(f"OBJECT_STORE_URI is {store}, without a bucket.\nExpected s3://bucket/prefix.")
+    scheme = store.partition("://")[0]
+    if scheme not in available_protocols():
+        raise SettingsError(
+            f"OBJECT_STORE_URI is {without_secrets(store)}, and {scheme} is no protocol that fsspec knows.\n"
+            "Expected a folder, or s3://bucket/prefix."
+        )
+    return store.rstrip("/")
+
+
+def _mirrors(given: str) -> Iterator[str]:
+    """The addresses in a text: separated by commas or lines, and by spaces where each has its scheme."""
+    for part in filter(None, map(str.strip, re.split("[,\n]", given))):
+        words = part.split()
+        for mirror in words if all("://" in word for word in words) else [part]:
+            address = _address("MNIST_MIRRORS", mirror)
+            if re.match("s3a?:", address) and has_login(address):
+                raise SettingsError(
+                    f"MNIST_MIRRORS names {without_secrets(address)}, with keys, which an S3 client takes from "
+                    "AWS_ACCESS_KEY_ID and\nAWS_SECRET_ACCESS_KEY alone. Leave them out of the address."
+                )
+            yield address if "://" in address else str(_folder("MNIST_MIRRORS", address))
 
 
 @dataclass(frozen=True)
@@ -119,7 +237,7 @@ class StackSettings:
     store_port: int
     postgres_programs: Path | None
     """The folder of PostgreSQL's programs. None: the newest of those that are installed."""
-    failure_notification_url: str | None
+    failure_notification_url: str | None = field(repr=False)
     """A chat's incoming webhook, to tell of failed runs; a secret. None: nobody is told."""
 
     @property
@@ -200,22 +318,6 @@ def _port(env: Mapping[str, str], variable: str, default: int) -> int:
 
 
 _DATABASES = ("sqlite:///", "postgresql", "mysql", "mssql")
-
-
-def is_http(uri: str) -> bool:
-    """True for the address of a server, as opposed to a file or a database of this machine."""
-    return urlsplit(uri).scheme in ("http", "https")
-
-
-def without_secrets(uri: str) -> str:
-    """`uri` as it may be shown: the password and the query, where signatures stand, are left out."""
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    if "@" in parts.netloc:
-        host = f"***@{host}"
-    query = "***" if parts.query else ""
-    # urlunsplit() drops the empty host of sqlite:////path and file:///path.
-    return urlunsplit((parts.scheme, host, parts.path, query, "")) if host else uri.partition("?")[0]
 
 
 def child_environment(**changes: str) -> dict[str, str]:

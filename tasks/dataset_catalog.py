@@ -54,7 +54,7 @@ class DatasetDescription:
 def read_catalog(path: Path) -> dict[str, DatasetDescription]:
     """Every data set in the catalog at `path`, by name; raises `SettingsError` naming what is wrong in it."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"The catalog {path} cannot be read: {error}") from error
     catalog = {}

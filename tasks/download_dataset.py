@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from prefect import get_run_logger, task
 from prefect.tasks import exponential_backoff
 
+from infra.addresses import without_secrets
 from infra.errors import DatasetCorrupted, DatasetNotFound, DatasetUnavailable, SettingsError
 from infra.lock import hold
 from infra.mirror import (
@@ -25,7 +26,7 @@ from infra.mirror import (
     fetch_file,
     file_address,
 )
-from infra.settings import Settings, without_secrets
+from infra.settings import Settings
 from tasks.dataset_catalog import DatasetDescription, describe_dataset, sample_of
 from tasks.handoffs import DatasetFiles
 from tasks.progress import Logger, byte_progress

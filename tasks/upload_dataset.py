@@ -9,9 +9,10 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.tasks import exponential_backoff
 
+from infra.addresses import without_secrets
 from infra.errors import ObjectStoreError, SettingsError
 from infra.object_store import ObjectStore, SourceFile
-from infra.settings import Settings, without_secrets
+from infra.settings import Settings
 from tasks.dataset_catalog import describe_dataset
 from tasks.handoffs import Dataset, DatasetFiles
 from tasks.progress import Logger, byte_progress

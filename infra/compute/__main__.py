@@ -6,7 +6,7 @@ python -m infra.compute release [--yes]   after asking, end the jobs that are st
                                           this pipeline launched it
 """
 
-import infra.quiet_libraries  # noqa: F401  isort: skip
+import infra.process_environment  # noqa: F401  isort: skip
 
 import argparse
 import sys
@@ -14,11 +14,12 @@ import time
 from contextlib import closing
 from typing import Any
 
+from infra.addresses import without_secrets
 from infra.compute.local_process import usable_cores
 from infra.compute.ray_cluster import ACTIVE, connect, describe_nodes, forget_job, list_jobs, read_lease, stop_job
 from infra.errors import ComputeUnavailable, PipelineError, UsageError
 from infra.object_store import ObjectStore
-from infra.settings import Settings, load_settings, without_secrets
+from infra.settings import Settings, load_settings
 
 
 def main() -> int:

@@ -27,11 +27,12 @@ from typing import Any
 
 import psutil
 
+from infra.addresses import basic_authorization, is_http, is_loopback, split_login, without_secrets
 from infra.compute import Accelerator, ClusterOptions, ComputeDescription, Job, Workload, program_files
 from infra.errors import ArgumentError, ComputeUnavailable, ObjectStoreError, SettingsError, TrainingFailed
 from infra.object_store import ObjectStore
 from infra.scratch import temporary_folder
-from infra.settings import Settings, is_http, without_secrets
+from infra.settings import Settings
 
 NODE_PROGRAM = Path(__file__).with_name("node_program.py")
 REQUEST = "request.json"
@@ -624,7 +625,7 @@ class _Log:
 
 
 def check_addresses(settings: Settings, cluster_is_elsewhere: bool = False) -> None:
-    """Raise `SettingsError` for services that the nodes of a cluster cannot reach, or that would carry a secret there.
+    """Raise `SettingsError` for services that the nodes of a cluster cannot reach.
 
     Services on loopback are reachable only for a cluster on this machine, which `cluster_is_elsewhere` denies.
     """
@@ -639,12 +640,6 @@ def check_addresses(settings: Settings, cluster_is_elsewhere: bool = False) -> N
             f"--compute ray: MLFLOW_TRACKING_URI is {without_secrets(tracking)}, a database that nodes cannot reach or "
             "must not know.\nSet it to an MLflow server that both reach (http:// or https://)."
         )
-    if "@" in tracking.partition("://")[2].partition("/")[0]:
-        raise SettingsError(
-            f"--compute ray: MLFLOW_TRACKING_URI is {without_secrets(tracking)}, with a password, which everyone who "
-            "reaches the cluster could read.\nLeave it out, and give MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD to the nodes and to this machine."
-        )
     if cluster_is_elsewhere:
         for name, uri in (("MLFLOW_TRACKING_URI", tracking), ("AWS_ENDPOINT_URL", settings.object_store_endpoint)):
             if uri and is_loopback(uri):
@@ -654,20 +649,18 @@ def check_addresses(settings: Settings, cluster_is_elsewhere: bool = False) -> N
                 )
 
 
-def is_loopback(uri: str) -> bool:
-    """True for an address that means another machine to everyone else."""
-    host = uri.partition("://")[2].partition("/")[0].rpartition("@")[2]
-    host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return host in ("localhost", "::1", "0.0.0.0", "") or host.startswith("127.")
-
-
 def connect(jobs_url: str, token: Path | None = None) -> Any:
     """A client of the Jobs API whose requests have deadlines; connects to nothing yet.
 
     `token` is the file with the cluster's token; without it Ray looks into the environment (RAY_AUTH_TOKEN_PATH).
     """
-    headers = {"Authorization": f"Bearer {token.read_text()}"} if token else None
-    return _jobs_client_class()(jobs_url, headers=headers)
+    address, login = split_login(jobs_url)
+    headers = {}
+    if login:
+        headers["Authorization"] = basic_authorization(login)
+    if token:
+        headers["Authorization"] = f"Bearer {token.read_text()}"
+    return _jobs_client_class()(address, headers=headers or None)
 
 
 def list_jobs(client: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 State is kept under PIPELINE_HOME; ports: STACK_PREFECT_PORT, STACK_MLFLOW_PORT, STACK_STORE_PORT.
 """
 
-import infra.quiet_libraries  # noqa: F401  isort: skip
+import infra.process_environment  # noqa: F401  isort: skip
 
 import fcntl
 import os
