@@ -123,7 +123,7 @@ def summary(report: ChampionReport) -> str:
         ] or ["  none is on record"]
     if report.versions is not None:
         lines += _table(report.versions, report.champion)
-    lines.append(f"{report.model_name}: {report.standing}; previous champion: {_named(report.previous_champion)}")
+    lines.append(f"{report.standing}. Previous champion: {_named(report.previous_champion)}")
     return "\n".join(lines) + "\n"
 
 

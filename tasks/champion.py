@@ -77,7 +77,7 @@ class Standing:
     def sentence(self) -> str:
         """Who is champion since when or, without one, what to do."""
         if self.champion is not None:
-            return f"Version {self.champion} is champion, {self._since}"
+            return f"Version {self.champion} of {self.model_name} is champion, {self._since}"
         since = f"{self._since}: its alias was removed" if self.move else "and none was before"
         return (
             f"No version of {self.model_name} is champion, {since}. Make one champion: python -m flows.promote "

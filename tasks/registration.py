@@ -208,7 +208,7 @@ def _decide(
         with temporary_folder(settings.scratch_folder) as scratch:
             fetch_registered(tracker, run, scratch / "challenger")
             if champion is None:
-                return Decision("promoted", "there was none before it")
+                return Decision("promoted", "there was none")
             fetch_registered(tracker, tracker.get_run(champion.run_id), scratch / "champion")
             models = (f"--model={name}={scratch}/{name}" for name in ("champion", "challenger"))
             scores = ask_program(machine, ("score", *models, f"--data-folder={data_folder}"), logger)

@@ -65,7 +65,7 @@ def registry(tmp_path: Path, models: Models) -> Registry:
 
 def test_the_first_version_becomes_champion_and_a_better_one_replaces_it(registry: Registry, models: Models) -> None:
     first = registry.add_run(models.weak, models.test_set_sha256)
-    assert registry.register(first, BETTER).tags[DECISION] == "Version 1 became champion: there was none before it"
+    assert registry.register(first, BETTER).tags[DECISION] == "Version 1 became champion: there was none"
     assert registry.champions() == (1, None)
     between = datetime.now(UTC)
 
@@ -212,10 +212,10 @@ def test_the_standing_says_who_is_champion_since_when_whoever_made_it_so(registr
     (move,) = registry.history
     now = standing(registry.tracker, MODEL)
     since = f"since {move.moment:%Y-%m-%d %H:%M:%S} UTC"
-    assert (now.champion, now.previous_champion, now.sentence) == (1, None, f"Version 1 is champion, {since}")
+    assert (now.champion, now.previous_champion, now.sentence) == (1, None, f"Version 1 of digits is champion, {since}")
 
     registry.tracker.set_alias(version, CHAMPION)
-    assert standing(registry.tracker, MODEL).sentence == "Version 2 is champion, since when is not on record"
+    assert standing(registry.tracker, MODEL).sentence == "Version 2 of digits is champion, since when is not on record"
     assert registry.history == [move], "who asks records nothing"
     settle(registry.tracker, MODEL)
     assert standing(registry.tracker, MODEL).sentence.endswith(" UTC or earlier")
@@ -314,7 +314,7 @@ def test_killed_before_any_write_the_next_call_completes_the_registration(regist
         assert process.exitcode == -9
         version = registry.register(run_id, BETTER)
         assert version.tags[OUTCOME] == "promoted"
-        assert version.tags[DECISION] == f"Version {version.version} became champion: there was none before it"
+        assert version.tags[DECISION] == f"Version {version.version} became champion: there was none"
         assert registry.champions() == (version.version, None)
         assert [(move.version, move.state) for move in registry.history] == [(version.version, "moved")]
         registry.tracker._client.delete_registered_model(MODEL)
