@@ -6,18 +6,24 @@ import inspect
 import json
 import logging
 import re
-import signal
 import sys
 from collections.abc import Mapping
+from functools import partial, wraps
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import prefect
 from prefect import Flow
+from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from infra import terminal
 from infra.errors import PipelineError, UsageError
+from tasks.cancellation import UNREACHABLE, told_by_prefect
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+STOPPED = "Stopped. Run the same command again: it continues where this one ended."
 
 
 def options_model(flow: Flow[..., Any]) -> type[BaseModel]:
@@ -63,40 +69,63 @@ def run_from_terminal(flow: Flow[..., Any], before: Any, show: Any) -> None:
     options = options_model(flow)
     parser = parser_of(options, inspect.getdoc(inspect.getmodule(flow.fn)) or "")
     given = parser.parse_args()
+    if given.json and "stdout" in terminal.closed:
+        parser.error("--json writes to stdout, which is closed")
     chosen = parse(options, parser, given)
     parameters = {name: getattr(chosen, name) for name in options.model_fields}
-    # Python's own reaction to SIGTERM ends the process on the spot: no `finally`, no atexit, and Prefect's
-    # temporary server would be left running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if not given.debug:
         _quiet_tracebacks()
-    sys.exit(_run(flow, parameters, before, show, given))
+    terminal.run(partial(_run, flow, parameters, before, show, given), STOPPED)
 
 
 def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show: Any, given: Any) -> int:
     try:
         before(**parameters)
-        outcome = flow(**parameters)
+        outcome = _outcome(flow, parameters)
     except PipelineError as error:
-        if given.debug:
+        if given.debug or terminal.was_told():
             raise
-        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        terminal.say(f"\n{type(error).__name__}: {error}\n")
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
-    except (KeyboardInterrupt, SystemExit) as stopped:
-        sys.stderr.write("\nStopped. Run the same command again: it continues where this one ended.\n")
-        return 128 + (signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM)
     except Exception as error:
-        if given.debug:
+        if given.debug or terminal.was_told():
             raise
-        sys.stderr.write(
+        terminal.say(
             f"\nUnexpected {type(error).__name__}: {error}\n"
             "Run the same command again; if it fails again, --debug shows where.\n"
         )
         return FAILED
-    sys.stderr.write(show(outcome))
+    terminal.say(show(outcome))
     if given.json:
         sys.stdout.write(json.dumps(outcome.as_dict()) + "\n")
     return DONE
+
+
+def _outcome(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> Any:
+    """What the flow returned, even if Prefect's server, at the end, is away or knows nothing of the run any more."""
+    outcomes: list[Any] = []
+    body = flow.fn
+
+    @wraps(body)
+    def noted(**parameters: Any) -> Any:
+        # Prefect's engine has put its own reaction to SIGTERM in place, by which a second one interrupts what the
+        # first one began.
+        terminal.interruptible()
+        outcomes.append(body(**parameters))
+        return outcomes[0]
+
+    flow.fn = noted
+    if PREFECT_API_URL.value() is None:
+        from flows.temporary_server import TemporaryServer  # The whole server, and most of Prefect, is imported.
+
+        TemporaryServer()
+    try:
+        flow(**parameters)
+    except UNREACHABLE as error:
+        if not outcomes:
+            raise
+        terminal.say(f"\nPrefect does not know that this run ended well: {told_by_prefect(error)}\n")
+    return outcomes[0]
 
 
 class _FirstLine(logging.Formatter):
@@ -116,7 +145,12 @@ class _FirstLine(logging.Formatter):
 
 
 def _quiet_tracebacks() -> None:
+    def wanted(record: logging.LogRecord) -> bool:
+        # Prefect tells of each step that a stopped run leaves, as of a crash.
+        return not (terminal.was_told() and Path(prefect.__file__).parent in Path(record.pathname).parents)
+
     for handler in logging.getLogger().handlers:
+        handler.addFilter(wanted)
         if handler.formatter:
             handler.setFormatter(_FirstLine(handler.formatter))
 

@@ -3,7 +3,12 @@
 python -m flows.deploy
 """
 
-import infra.process_environment  # noqa: F401  isort: skip
+import infra.process_environment
+import infra.terminal
+
+if __name__ == "__main__":
+    infra.terminal.attach()
+
 
 import subprocess
 import sys
@@ -150,8 +155,8 @@ def addresses(stack: StackSettings) -> str:
     )
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """The command line; returns the exit status."""
     # Its form of a schedule, a limit or a template is Prefect's own; we only call it.
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     subprocess.run(command, cwd=PROJECT_ROOT, check=True)
@@ -161,7 +166,8 @@ def main() -> None:
     for automation in (*zombies(), failure_notification(stack.failure_notification_url)):
         put_in_place(automation)
     sys.stdout.write(addresses(stack))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    infra.terminal.run(main)

@@ -8,7 +8,12 @@ data sets whose upload broke off, checkpoints that nobody will continue, files o
 What a champion or its predecessor was made from is never removed.
 """
 
-import infra.process_environment  # noqa: F401  isort: skip
+import infra.process_environment
+import infra.terminal
+
+if __name__ == "__main__":
+    infra.terminal.attach()
+
 
 import argparse
 import logging
@@ -122,4 +127,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    infra.terminal.run(main)

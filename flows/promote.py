@@ -9,7 +9,12 @@ python -m flows.promote --as-of 2026-11-23T14:30:00+01:00    the champion at tha
 The answer goes to stdout. Exit status: 0 done, 1 refused or failed, 2 wrong usage.
 """
 
-import infra.process_environment  # noqa: F401  isort: skip
+import infra.process_environment
+import infra.terminal
+
+if __name__ == "__main__":
+    infra.terminal.attach()
+
 
 import argparse
 import getpass
@@ -203,12 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\nStopped. Run the same command again: it ends what this one began.\n")
-        return 130
     sys.stdout.write(json.dumps(report.as_dict()) + "\n" if asked.json else summary(report))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    infra.terminal.run(main, "Stopped. Run the same command again: it ends what this one began.")

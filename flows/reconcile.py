@@ -7,11 +7,14 @@ go of it. So a dead one is found within a minute, and a slow one is never taken 
 machines that share the store are told by their lease there.
 """
 
-import infra.process_environment  # noqa: F401  isort: skip
+import infra.process_environment
+import infra.terminal
+
+if __name__ == "__main__":
+    infra.terminal.attach()
+
 
 import logging
-import signal
-import sys
 import time
 from contextlib import suppress
 from uuid import UUID
@@ -102,9 +105,8 @@ def end_flow_runs(settings: Settings) -> None:
                     process.terminate()
 
 
-def main() -> None:
+def main() -> int:
     """Look again and again, until told to end; the stack ends then, and the flow runs of its workers with it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = load_settings()
@@ -123,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    infra.terminal.run(main)

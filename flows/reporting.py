@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from infra.experiment_tracker import ExperimentTracker, Run
+from tasks.cancellation import UNREACHABLE, told_by_prefect
 from tasks.champion import standing
 from tasks.handoffs import Dataset, ModelVersion, TrainingRun
 from tasks.registration import GATE_DECISION, GATE_FLOW_RUN
@@ -109,7 +111,10 @@ def publish_report(
         ("model version", registered.uri, tracker.version_url(registered)),
     )
     # Without a key: the link on the flow run's page then opens it, and not a list of the reports of all runs.
-    create_markdown_artifact(_markdown(report, facts, links), description=f"Report: {_headline(report)}")
+    try:
+        create_markdown_artifact(_markdown(report, facts, links), description=f"Report: {_headline(report)}")
+    except UNREACHABLE as error:
+        get_run_logger().warning("The report is not on the page of this flow run: %s", told_by_prefect(error))
     return report
 
 

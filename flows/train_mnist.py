@@ -5,6 +5,10 @@ python -m flows.train_mnist --help     what can be told
 """
 
 import infra.process_environment
+import infra.terminal
+
+if __name__ == "__main__":
+    infra.terminal.attach()
 
 import infra.tracker_process  # isort: skip
 

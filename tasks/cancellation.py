@@ -4,6 +4,7 @@ A worker stops its runs itself. Nobody does for a run that a person started at a
 was killed: so each run looks at its own state.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -34,6 +35,12 @@ _told_to_stop = threading.Event()
 _lives: dict[Path, AbstractContextManager[int]] = {}
 
 
+def told_by_prefect(error: Exception) -> str:
+    """One of `UNREACHABLE` in a line."""
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 def state_of(flow_run_id: str) -> State[Any] | None:
     """The state of a flow run as Prefect has it. Raises one of `UNREACHABLE`; None: it knows no such run."""
     with get_client(sync_client=True) as client:
@@ -42,6 +49,8 @@ def state_of(flow_run_id: str) -> State[Any] | None:
 
 def is_cancelled() -> bool:
     """True if Prefect says that the flow run of this process was cancelled, as far as it can be asked."""
+    if PREFECT_API_URL.value() is None:
+        return False  # A temporary server is this process's own: nobody else asks it for anything.
     with suppress(*UNREACHABLE):
         state = state_of(runtime.flow_run.id) if runtime.flow_run.id else None
         return state is not None and (state.is_cancelling() or state.is_cancelled())
@@ -69,10 +78,19 @@ def stop_when_cancelled(settings: Settings, logger: Logger) -> Iterator[None]:
         _lives[life] = hold(life, on_wait=lambda _: None)
         _lives[life].__enter__()
     watch.start()
+    logging.getLogger("prefect.flow_runs").addFilter(_without_a_false_end)
     try:
         yield
     finally:
         ended.set()
+
+
+def _without_a_false_end(record: logging.LogRecord) -> bool:
+    # Prefect's engine leaves it to the worker to tell how a cancelled run ended, and says that it finished in the state
+    # that it knew last.
+    if record.getMessage() == "Finished in state Running()":
+        record.msg, record.args = "Stopped before its end", ()
+    return True
 
 
 def _watch(flow_run_id: str, ended: threading.Event, logger: Logger) -> None:

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
 from uuid import UUID
@@ -16,6 +16,30 @@ SECONDS_BEFORE_FIRST = 2.0
 SECONDS_BETWEEN = 2.0
 
 
+class ProgressArtifact:
+    """A bar on the pages of a flow run and its task run. It is for the eye: a server that is away ends no work."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._id: UUID | None = None
+
+    @property
+    def shown(self) -> bool:
+        return self._id is not None
+
+    def show(self, percent: float) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        from tasks.cancellation import UNREACHABLE
+
+        percent = round(percent, 1)  # The pages show every digit.
+        with suppress(*UNREACHABLE):
+            if self._id is None:
+                self._id = create_progress_artifact(percent, description=self._title)  # type: ignore[assignment]
+            else:
+                update_progress_artifact(self._id, percent)
+
+
 @contextmanager
 def byte_progress(title: str, total: int, logger: Logger) -> Iterator[Callable[[int], None]]:
     """Yield a function to call, from any thread, with the number of bytes that were just done.
@@ -23,7 +47,6 @@ def byte_progress(title: str, total: int, logger: Logger) -> Iterator[Callable[[
     `total` is in bytes. A negative number takes back what had to be thrown away.
     """
     # Not above: a command without steps takes nothing but the name of a logger from here, and starts without Prefect.
-    from prefect.artifacts import create_progress_artifact, update_progress_artifact
     from prefect.context import FlowRunContext, TaskRunContext
     from tqdm import tqdm
 
@@ -31,14 +54,14 @@ def byte_progress(title: str, total: int, logger: Logger) -> Iterator[Callable[[
     shown = started + SECONDS_BEFORE_FIRST - SECONDS_BETWEEN
     done = 0
     lock = Lock()
-    artifact: UUID | None = None
+    artifact = ProgressArtifact(title)
     in_task_run = TaskRunContext.get() is not None or FlowRunContext.get() is not None
     terminal = sys.stderr.isatty()
 
     with tqdm(desc=title, total=total, unit="B", unit_scale=True, disable=not terminal, leave=False) as bar:
 
         def advance(count: int) -> None:
-            nonlocal done, shown, artifact
+            nonlocal done, shown
             with lock:
                 done += count
                 bar.update(count)
@@ -49,13 +72,9 @@ def byte_progress(title: str, total: int, logger: Logger) -> Iterator[Callable[[
                 percent = 100 * done / total if total else 100.0
                 if not terminal:
                     logger.info("%s: %.0f %% of %.1f MB", title, percent, total / 1e6)
-                if not in_task_run:
-                    return
-                if artifact is None:
-                    artifact = create_progress_artifact(percent, description=title)  # type: ignore[assignment]
-                else:
-                    update_progress_artifact(artifact, percent)
+                if in_task_run:
+                    artifact.show(percent)
 
         yield advance
-    if artifact is not None:
-        update_progress_artifact(artifact, 100.0)
+    if artifact.shown:
+        artifact.show(100.0)

@@ -5,13 +5,12 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
@@ -24,11 +23,12 @@ from infra.lock import hold, is_held
 from infra.object_store import ObjectStore
 from infra.settings import PROJECT_ROOT, Settings
 from infra.source_code import source_state
-from tasks.cancellation import UNREACHABLE, is_cancelled
+from infra.terminal import Stopped
+from tasks.cancellation import is_cancelled
 from tasks.dataset_catalog import describe_dataset
 from tasks.handoffs import Dataset, TrainingRun
 from tasks.program_run import PROGRAM, ProgramRun
-from tasks.progress import Logger
+from tasks.progress import Logger, ProgressArtifact
 from tasks.training_program.hyperparameters import Hyperparameters
 
 COMPUTING_LIBRARIES = ("keras", "tensorflow", "numpy")
@@ -304,17 +304,21 @@ def _closing(tracker: ExperimentTracker, run_id: str, lease: Lease, logger: Logg
         failed = isinstance(error, Exception)
         if not failed:
             tracker.hurry()
-        cause = " ".join(str(error).split())[:500] if failed else _why_stopped(error)
+        cause = " ".join(str(error).split())[:500] if failed else f"told to stop ({_name(error)})"
         try:
             tracker.end_run(run_id, "FAILED" if failed else "KILLED", cause)
+            # Asked after the run is closed, for Prefect may be slow to answer.
+            if not failed and is_cancelled():
+                tracker.set_tags(run_id, {"cause": "cancelled in Prefect"})
         except TrackerError as second:
             logger.warning("Run %s could not be closed, the next attempt does it: %s", run_id, second)
         raise
     tracker.end_run(run_id, "FINISHED")
 
 
-def _why_stopped(error: BaseException) -> str:
-    return "cancelled in Prefect" if is_cancelled() else f"told to stop ({type(error).__name__})"
+def _name(stop: BaseException) -> str:
+    """The signal, if it is known."""
+    return str(stop) if isinstance(stop, Stopped) else type(stop).__name__
 
 
 def _record_source(tracker: ExperimentTracker, run_id: str) -> None:
@@ -332,10 +336,8 @@ def _run_program(
 ) -> dict[str, float]:
     """Run the job, show and keep its output; the seconds of its phases."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    progress = None
-    # A server that is away for a while is no reason to end a training.
-    with suppress(*UNREACHABLE):
-        progress = create_progress_artifact(0.0, description=f"Training, {epochs} epochs")
+    progress = ProgressArtifact(f"Training, {epochs} epochs")
+    progress.show(0)
     phases = _Phases()
     known = log_file.read_text().splitlines() if log_file.exists() else []
     with log_file.open("a", buffering=1) as log, closing(ProgramRun(target, job).lines()) as lines:  # type: ignore[type-var]
@@ -347,8 +349,7 @@ def _run_program(
                 # The downloaded model will be tried in a process of its own. Its start takes 5 s of one core,
                 # and a training of this size leaves one idle.
                 machine.stand_by(PROGRAM, "predict")
-                with suppress(*UNREACHABLE):
-                    progress and update_progress_artifact(progress, 100 * int(epoch[1]) / int(epoch[2]))  # type: ignore[arg-type]
+                progress.show(100 * int(epoch[1]) / int(epoch[2]))
     return phases.ended()
 
 

@@ -1,12 +1,15 @@
 """The pipeline as a person starts it: its own process, in a home of its own."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +55,11 @@ class Pipeline:
     def tracker(self) -> ExperimentTracker:
         return ExperimentTracker(self.settings)
 
-    def start(self, *flags: str) -> subprocess.Popen[str]:
-        """Start the flow in a process group of its own; with `--json`, its outcome on stdout."""
+    def start(self, *flags: str, terminal: int | None = None) -> subprocess.Popen[str]:
+        """Start the flow in a process group of its own; with `--json`, its outcome on stdout.
+
+        `terminal` is the descriptor of a terminal, whose keys then reach that group.
+        """
         command = [
             *self.within,
             sys.executable,
@@ -68,10 +74,12 @@ class Pipeline:
             command,
             cwd=ROOT,
             env={**os.environ, **self.environment},
+            stdin=terminal,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             start_new_session=True,
+            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if terminal else None,
         )
 
     def run(self, *flags: str, status: int = 0, timeout_seconds: float = 240) -> dict[str, Any]:
@@ -97,6 +105,13 @@ class Pipeline:
         """Wait until the running flow has written `text`."""
         wait_until(lambda: text in self.log or process.poll() is not None, limit_seconds, f"{text!r} in the log")
         assert text in self.log, self.log
+
+
+def signal_group(process: subprocess.Popen[str], *numbers: int) -> None:
+    """Send signals one after another as a terminal does, to all that it started and that still belongs to it."""
+    for number in numbers:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
 
 
 def wait_until(condition: Callable[[], bool], limit_seconds: float, what: str, poll_seconds: float = 0.05) -> None:

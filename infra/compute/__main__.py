@@ -6,7 +6,12 @@ python -m infra.compute release [--yes]   after asking, end the jobs that are st
                                           this pipeline launched it
 """
 
-import infra.process_environment  # noqa: F401  isort: skip
+import infra.process_environment
+import infra.terminal
+
+if __name__ == "__main__":
+    infra.terminal.attach()
+
 
 import argparse
 import sys
@@ -133,4 +138,4 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    infra.terminal.run(main)

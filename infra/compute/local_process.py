@@ -5,6 +5,7 @@ the job, give everything back. What can take long is the start of the program (T
 4 to 9 s), so a process can be started early, standing by for its job while other steps run.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -174,6 +175,15 @@ class _Process:
 
 _standing_by: dict[tuple[Accelerator, str], _Process] = {}
 _standing_by_lock = Lock()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Of those that stand by for a flow that never began."""
+    with _standing_by_lock:
+        for process in _standing_by.values():
+            process.stop()
+        _standing_by.clear()
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
