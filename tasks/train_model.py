@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -130,6 +131,8 @@ def train_model(
             run.run_id,
             key[:12],
         )
+        # Of an attempt from here that was killed, before another machine finished the run.
+        shutil.rmtree(_log_file(settings, run.run_id).parent, ignore_errors=True)
         return TrainingRun(run.run_id, reused=True)
 
     # The lock for this machine, where a dead holder is known at once; the lease for all that share the store.
@@ -144,7 +147,7 @@ def train_model(
             run_id = _open_run(tracker, experiment, key, dataset, settings, lease, logger)
             with _closing(tracker, run_id, lease, logger):
                 unfinished = COMPLETE not in tracker.get_run(run_id).tags
-                log_file = settings.home / "runs" / run_id / "training.log"
+                log_file = _log_file(settings, run_id)
                 phases = {}
                 if unfinished:
                     arguments = _arguments(dataset, hyperparameters, accelerator, run_id, settings, target.cache, lease)
@@ -402,8 +405,9 @@ def _post_process(tracker: ExperimentTracker, run_id: str, log_file: Path, phase
     logged = tracker.get_run(run_id).metrics
     seconds = {f"phase_{name}_seconds": phases.get(name, 0.0) for name in PHASES}
     tracker.log_metrics(run_id, {name: value for name, value in seconds.items() if name not in logged})
-    for leftover in (log_file, log_file.parent):
-        if leftover.is_file():
-            leftover.unlink()
-        elif leftover.is_dir():
-            leftover.rmdir()
+    shutil.rmtree(log_file.parent, ignore_errors=True)
+
+
+def _log_file(settings: Settings, run_id: str) -> Path:
+    """What the program of an unfinished run has said here, in a folder of its own."""
+    return settings.home / RUNS_FOLDER / run_id / "training.log"

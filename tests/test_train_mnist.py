@@ -113,7 +113,11 @@ def test_the_flow_run_has_six_tasks_a_report_and_progress(
 
 def test_a_run_with_nothing_changed_trains_and_sends_nothing(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
     before = {path: path.stat().st_mtime_ns for path in pipeline.output_dir.rglob("*")}
+    log_of_an_attempt = pipeline.folder / "home" / "runs" / outcome["run_id"] / "training.log"
+    log_of_an_attempt.parent.mkdir(parents=True)
+    log_of_an_attempt.write_text("epoch 1 of an attempt that was killed; another machine finished the run")
     again = pipeline.run(*QUICK)
+    assert not log_of_an_attempt.parent.exists()
     assert again["reused"]
     assert (again["champion"], again["decided"], again["phases"], again["epoch_seconds"]) == (1, False, {}, 0)
     assert again["champion_decision"].startswith(
