@@ -119,6 +119,8 @@ class ExperimentTracker:
 
     def experiments(self) -> list[str]:
         """The names of all experiments."""
+        if self.is_new:
+            return []  # To look creates no database, here and below.
         with self._translated("list the experiments"):
             return [experiment.name for experiment in self._client.search_experiments()]
 
@@ -130,7 +132,7 @@ class ExperimentTracker:
         run_ids: Collection[str] | None = None,
     ) -> list[Run]:
         """The runs of `experiment` that have these tags and this status and are among these, newest first."""
-        if run_ids is not None and not run_ids:
+        if self.is_new or (run_ids is not None and not run_ids):
             return []
         with self._translated(f"search the runs of experiment {experiment}"):
             found = self._client.get_experiment_by_name(experiment)
@@ -232,6 +234,8 @@ class ExperimentTracker:
 
     def versions(self, name: str) -> list[Version]:
         """Every version of model `name`, oldest first."""
+        if self.is_new:
+            return []
         with self._translated(f"list the versions of model {name}"):
             found = _all_pages(partial(self._client.search_model_versions, f"name = '{name}'"))
             return sorted((_version(version) for version in found), key=lambda version: version.version)
@@ -263,6 +267,8 @@ class ExperimentTracker:
         """The version that has this alias, if there is one."""
         from mlflow.exceptions import MlflowException
 
+        if self.is_new:
+            return None
         with self._translated(f"read alias {alias} of model {name}"):
             try:
                 return _version(self._client.get_model_version_by_alias(name, alias))
@@ -277,6 +283,8 @@ class ExperimentTracker:
         """The version of model `name` with this number, if there is one."""
         from mlflow.exceptions import MlflowException
 
+        if self.is_new:
+            return None
         with self._translated(f"read version {number} of model {name}"):
             try:
                 return _version(self._client.get_model_version(name, str(number)))
@@ -287,6 +295,8 @@ class ExperimentTracker:
 
     def model_tags(self, name: str) -> dict[str, str]:
         """The tags of a registered model; none if there is no such model."""
+        if self.is_new:
+            return {}
         with self._translated(f"read the tags of model {name}"):
             found = self._registered_model(name)
             return dict(found.tags) if found else {}

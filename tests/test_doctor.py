@@ -88,3 +88,12 @@ def test_a_run_without_a_living_owner_is_closed_and_others_are_left_alone(tmp_pa
         wait_until(lambda: bool(look()), 10, "the end of the dead one's lease")
         assert statuses() == ["KILLED", "RUNNING", "RUNNING", "KILLED", "RUNNING"]
     assert f"run {elsewhere} says RUNNING" not in examined(pipeline), "it has ended its lease itself"
+
+
+def test_a_look_creates_nothing(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    assert doctor(pipeline) == "Nothing is left over.\n"
+    assert list(tmp_path.iterdir()) == []
+    assert pipeline.tracker.experiments() == []
+    assert pipeline.tracker.versions("keras-dnn-mnist") == []
+    assert list(tmp_path.iterdir()) == []
