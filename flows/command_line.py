@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from infra import terminal
+from infra.addresses import without_secrets
 from infra.errors import PipelineError, UsageError
 from tasks.cancellation import UNREACHABLE, told_by_prefect
 
@@ -91,7 +92,7 @@ def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show:
         if given.debug or terminal.was_told():
             raise
         terminal.say(
-            f"\nUnexpected {type(error).__name__}: {error}\n"
+            f"\nUnexpected {type(error).__name__}: {without_secrets(str(error))}\n"
             "Run the same command again; if it fails again, --debug shows where.\n"
         )
         return FAILED

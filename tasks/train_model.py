@@ -15,6 +15,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from infra.addresses import without_secrets
 from infra.compute import Accelerator, Compute, Job, Workload, program_files, program_sha256
 from infra.compute.local_process import STANDING_BY
 from infra.errors import LeaseLost, PipelineError, TrackerError
@@ -210,6 +211,8 @@ def _open_run(
     lease: Lease,
     logger: Logger,
 ) -> str:
+    # A profile of Prefect's may have an address with a login.
+    page = without_secrets(flow_run.ui_url or "")
     tags = {
         "training_key": key,
         LEASE: lease.name,
@@ -222,11 +225,11 @@ def _open_run(
         "mlflow.source.type": "LOCAL",
         "prefect.flow_run_id": flow_run.id or "none",
         "prefect.flow_run_name": flow_run.name or "none",
-        "prefect.flow_run_url": flow_run.ui_url or "none: the run had a temporary Prefect server",
+        "prefect.flow_run_url": page or "none: the run had a temporary Prefect server",
     }
-    if flow_run.ui_url:
+    if page:
         # The description on the run's page, where a tag's address cannot be clicked.
-        tags["mlflow.note.content"] = f"Log, progress and report: flow run [{flow_run.name}]({flow_run.ui_url})"
+        tags["mlflow.note.content"] = f"Log, progress and report: flow run [{flow_run.name}]({page})"
     for run in tracker.find_runs(experiment, {"training_key": key}):
         if run.status == "RUNNING" and not lease.follows(run.tags.get(LEASE, lease.name)):
             # Its lease was never in this store: it may be alive, and write to a store of its own.
@@ -307,7 +310,7 @@ def _closing(tracker: ExperimentTracker, run_id: str, lease: Lease, logger: Logg
         failed = isinstance(error, Exception)
         if not failed:
             tracker.hurry()
-        cause = " ".join(str(error).split())[:500] if failed else f"told to stop ({_name(error)})"
+        cause = without_secrets(" ".join(str(error).split()))[:500] if failed else f"told to stop ({_name(error)})"
         try:
             tracker.end_run(run_id, "FAILED" if failed else "KILLED", cause)
             # Asked after the run is closed, for Prefect may be slow to answer.
@@ -344,7 +347,7 @@ def _run_program(
     phases = _Phases()
     known = log_file.read_text().splitlines() if log_file.exists() else []
     with log_file.open("a", buffering=1) as log, closing(ProgramRun(target, job).lines()) as lines:  # type: ignore[type-var]
-        for line in _behind(known, lines):
+        for line in _behind(known, map(without_secrets, lines)):
             log.write(line + "\n")
             logger.info(line)
             phases.saw(line)

@@ -118,3 +118,13 @@ def test_patience_ends_at_once_where_waiting_cannot_help(error: Exception, attem
     with pytest.raises(ProgramError, match="Cannot save it"):
         with_patience(action, "save it", patience_seconds=0.6)
     assert len(tried) == attempts
+
+
+def test_what_is_said_of_a_failure_shows_no_login(capsys: pytest.CaptureFixture[str]) -> None:
+    def action() -> None:
+        raise OSError("API request to http://me:w0rd@host:5000/api failed")
+
+    with pytest.raises(ProgramError, match=r"http://\*\*\*@host:5000/api failed"):
+        with_patience(action, "log it", patience_seconds=0.6)
+    assert "again in 0.5 s" in (said := capsys.readouterr().err)
+    assert "w0rd" not in said

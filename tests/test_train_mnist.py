@@ -24,7 +24,7 @@ from tasks.train_model import PHASES
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, signal_group, still_running, wait_until
-from tests.s3_server import SECRET, s3_server
+from tests.s3_server import KEY_ID, SECRET, s3_server
 
 STEPS = ["download", "upload", "provision", "train", "register", "download artifacts"]
 
@@ -170,11 +170,16 @@ def test_an_output_folder_with_other_files_is_refused_before_anything_starts(fre
     assert not (fresh_pipeline.folder / "home" / "datasets").exists()
 
 
-def test_with_an_s3_store_it_ends_the_same_and_the_second_run_sends_nothing(
-    fresh_pipeline: Pipeline, outcome: dict[str, Any], tmp_path: Path
+def test_with_an_s3_store_it_ends_the_same_the_second_run_sends_nothing_and_no_login_is_kept(
+    fresh_pipeline: Pipeline, outcome: dict[str, Any], tmp_path: Path, prefect_home: Path
 ) -> None:
+    given = fresh_pipeline.environment
+    for name in ("PREFECT_API_URL", "MNIST_MIRRORS"):
+        given[name] = given[name].replace("://", "://me:address-w0rd@")
+    store = "s3://{}:{}@bucket/some/prefix"
     with s3_server(tmp_path / "s3", "bucket") as server:
-        fresh_pipeline.environment |= {**server.environment, "OBJECT_STORE_URI": "s3://bucket/some/prefix"}
+        given |= {**server.environment, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+        given |= {"OBJECT_STORE_URI": store.format(KEY_ID, SECRET)}
         on_s3 = fresh_pipeline.run(*QUICK)
         assert on_s3["weights_sha256"] == outcome["weights_sha256"]
         stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "s3").rglob("*.gz")}
@@ -182,11 +187,15 @@ def test_with_an_s3_store_it_ends_the_same_and_the_second_run_sends_nothing(
         assert fresh_pipeline.run(*QUICK)["reused"]
         assert "nothing was sent" in fresh_pipeline.log
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s3").rglob("*.gz")} == stored
-        assert SECRET not in fresh_pipeline.log
+        logs = fresh_pipeline.log
 
-        fresh_pipeline.environment["AWS_SECRET_ACCESS_KEY"] = "wrong"
+        given["OBJECT_STORE_URI"] = store.format(KEY_ID, "wrong-w0rd")
         fresh_pipeline.run(*QUICK, status=1)
         assert "ObjectStoreError" in fresh_pipeline.log
+        kept = [path for folder in (tmp_path, prefect_home) for path in folder.rglob("*") if path.is_file()]
+        everything = [logs.encode(), json.dumps(on_s3).encode(), *(path.read_bytes() for path in kept)]
+        for secret in (SECRET, "address-w0rd", "wrong-w0rd"):
+            assert not any(secret.encode() in text for text in everything), secret
         assert server.endpoint in fresh_pipeline.log
 
 

@@ -1,5 +1,6 @@
 """Patience with a store or a server that is away for a while."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -75,4 +76,5 @@ def _is_final(error: Exception) -> bool:
 
 
 def _first_lines(error: Exception) -> str:
-    return "\n".join(str(error).splitlines()[:3])
+    # MLflow and its like quote the address that they asked, with the login that may be in it.
+    return re.sub(r"(?<=://)[^\s/]+@", "***@", "\n".join(str(error).splitlines()[:3]))
