@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from infra import terminal
 from infra.addresses import without_secrets
-from infra.errors import PipelineError, UsageError
+from infra.errors import PipelineError, SettingsError, UsageError
 from tasks.cancellation import UNREACHABLE, told_by_prefect
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -79,8 +79,19 @@ def run_from_terminal(flow: Flow[..., Any], before: Any, show: Any) -> None:
     terminal.run(partial(_run, flow, parameters, before, show, given), STOPPED)
 
 
+def _refuse_a_folder_that_is_gone() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        # Prefect's temporary server would not start, and say so after two minutes.
+        raise SettingsError(
+            f"The current folder is gone, or may not be read ({error.strerror}).\nChange to another, and run again."
+        ) from error
+
+
 def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show: Any, given: Any) -> int:
     try:
+        _refuse_a_folder_that_is_gone()
         before(**parameters)
         outcome = _outcome(flow, parameters)
     except PipelineError as error:

@@ -4,8 +4,15 @@ python -m flows.train_mnist            as do `make train` and `python flows/trai
 python -m flows.train_mnist --help     what can be told
 """
 
+import sys
+from pathlib import Path
+
+# As a script and for a worker it is in no package: see flows/__init__.py.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import infra.process_environment
-import infra.terminal
+
+import infra.terminal  # isort: skip
 
 if __name__ == "__main__":
     infra.terminal.attach()
@@ -17,7 +24,6 @@ if __name__ == "__main__":
     infra.tracker_process.start()
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 from prefect import flow, get_run_logger

@@ -140,3 +140,14 @@ def check_refused(flags: list[str], told: str, home: Path, status: int, **enviro
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (home / "home" / "datasets").exists()
+
+
+def test_a_current_folder_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
+    code = "import os, runpy, sys; os.rmdir(os.getcwd()); runpy.run_path(sys.argv.pop(), None, '__main__')"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = [sys.executable, "-c", code, str(ROOT / "flows" / "train_mnist.py")]
+    environment = {**os.environ, "PIPELINE_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, cwd=gone, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "The current folder is gone" in done.stderr

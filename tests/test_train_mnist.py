@@ -341,9 +341,14 @@ def test_the_real_mnist_with_a_temporary_prefect_server(tmp_path: Path, prefect_
     assert {path.name for path in (tmp_path / "home" / "datasets" / "mnist").iterdir()} >= set(FILE_NAMES)
 
 
-def test_both_ways_to_start_it_work() -> None:
-    for start in (["-m", "flows.train_mnist"], ["flows/train_mnist.py"]):
-        done = subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+def test_both_ways_to_start_it_work_whatever_lies_on_the_path_for_imports(tmp_path: Path) -> None:
+    for foreign in ("infra", "tasks"):
+        (tmp_path / foreign).mkdir()
+        (tmp_path / foreign / "__init__.py").write_text("raise RuntimeError('not ours')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for start in (["-m", "flows.train_mnist"], [f"{ROOT}/flows/train_mnist.py"]):
+        command = [sys.executable, *start, "--help"]
+        done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=True)
         assert "--first-layer-neurons" in done.stdout
 
 
