@@ -10,7 +10,8 @@
     ├── ObjectStoreError      the store refused
     │   └── ObjectStoreUnreachable    it did not answer, broke off, or is in trouble
     ├── LeaseLost             another process took over what this one had the lease for
-    ├── TrackerError          MLflow refused or broke off
+    ├── TrackerError          MLflow refused
+    │   └── TrackerUnreachable        it did not answer, broke off, or is in trouble
     ├── ComputeUnavailable    the compute cannot run the job
     ├── TrainingFailed        the training program ended without a result
     ├── RunNotRegistrable     the run lacks what a model version must have
@@ -68,7 +69,11 @@ class LeaseLost(PipelineError):
 
 
 class TrackerError(PipelineError):
-    """MLflow refused a request or broke off."""
+    """MLflow refused a request."""
+
+
+class TrackerUnreachable(TrackerError):
+    """No answer, a broken connection, or a server in trouble (5xx): the same request may succeed later."""
 
 
 class ComputeUnavailable(PipelineError):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENOENT
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -16,9 +17,10 @@ from typing import Any, Literal
 from infra.addresses import is_http, without_secrets
 from infra.errors import TrackerError
 from infra.hidden_packages import packages_hidden
-from infra.lock import hold
 from infra.proxies import through_proxy
 from infra.settings import Settings, environment_unchanged, mlflow_authorization
+from infra.tracker_failures import explained
+from infra.tracking_database import TrackingDatabase, wait_for_locks
 from infra.waiting import told_when_slow
 
 TerminalStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -64,19 +66,24 @@ class Version:
 
 
 class ExperimentTracker:
-    """MLflow at one address. Every method raises `TrackerError` if MLflow refuses or cannot be reached."""
+    """MLflow at one address.
+
+    Every method raises `TrackerError` if MLflow refuses, and of it `TrackerUnreachable` where a later attempt may
+    succeed. A database of this machine that is locked is waited for, and after 10 s it is told who locks it.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.uri = settings.mlflow_tracking_uri
         self._artifacts_uri = settings.mlflow_artifacts_uri
-        self._default_database = settings.home / "mlflow" / "mlflow.db"
-        self._locks_folder = settings.locks_folder
+        file = settings.mlflow_database_file
+        lock = settings.locks_folder / "mlflow-database.lock"
+        self._database = TrackingDatabase(file, settings.home, lock) if file else None
         self._connected: Any = None
 
     @property
     def is_new(self) -> bool:
-        """True if the database under PIPELINE_HOME is used and nobody has used it yet."""
-        return self.uri == f"sqlite:///{self._default_database}" and not self._default_database.exists()
+        """True if MLflow's database is a file of this machine and nobody has used it yet."""
+        return self._database is not None and not self._database.path.exists()
 
     def check_reachable(self, timeout_seconds: float = 10) -> None:
         """Ask a server whether it is there, without MLflow's own patience of several minutes."""
@@ -209,21 +216,20 @@ class ExperimentTracker:
     def read_file(self, run_id: str, path: str, scratch: Path) -> bytes:
         """The bytes of a file that is kept with a run; `scratch` is a folder to copy it through."""
         with self._translated(f"read {path} of run {run_id}"):
-            local = self._artifacts.download_artifacts(
-                run_id=run_id, artifact_path=path, dst_path=str(scratch), tracking_uri=self.uri
-            )
-            return Path(local).read_bytes()
+            scratch.mkdir(parents=True, exist_ok=True)
+            kept = self._files_at(self._client.get_run(run_id).info.artifact_uri)
+            return Path(kept.download_artifacts(path, str(scratch))).read_bytes()
 
     # Models
 
     def download_model(self, model_id: str, folder: Path) -> None:
         """Copy every file of a logged model into `folder`."""
         with self._translated(f"download model {model_id}"):
-            self._artifacts.download_artifacts(
-                f"models:/{model_id}", dst_path=str(folder), tracking_uri=self.uri, registry_uri=self.uri
-            )
-        # MLflow adds this file to what it downloads; it is not the run's, and says what the version says.
-        (folder / "registered_model_meta").unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            location = self._client.get_logged_model(model_id).artifact_location
+            self._files_at(location).download_artifacts("", str(folder))
+            if not any(folder.iterdir()):
+                raise FileNotFoundError(ENOENT, "No such file or directory", location)
 
     def find_version(self, name: str, run_id: str) -> Version | None:
         """The version of model `name` that was made from this run, if there is one."""
@@ -344,38 +350,25 @@ class ExperimentTracker:
 
                 logging.getLogger("mlflow").setLevel(logging.WARNING)
                 logging.getLogger("alembic").setLevel(logging.WARNING)
-                if self.is_new:
-                    self._create_default_database()
+                # It logs each failure of a database with its traceback; here it is told in words.
+                logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+                wait_for_locks()
+                if self._database:
+                    self._database.prepare(_make_tables)
+                elif not is_http(self.uri):
+                    _connect_once(self.uri)
                 # Registering a model looks its files up at the process's address, whatever the client was given.
                 with environment_unchanged():
                     mlflow.set_tracking_uri(self.uri)
                 self._connected = mlflow.MlflowClient(self.uri, self.uri)
             return self._connected
 
-    @property
-    def _artifacts(self) -> Any:
-        # Connected first: whatever address it is given, it looks a logged model up at the process's.
-        assert self._client
-        import mlflow.artifacts
+    def _files_at(self, location: str) -> Any:
+        # Not mlflow.artifacts: it looks a model up at the address that the process has, and keeps the reason of a
+        # failure to itself.
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        return mlflow.artifacts
-
-    def _create_default_database(self) -> None:
-        # MLflow takes a database with half of its tables, left by a process that was killed, for an
-        # outdated one, and refuses it for ever. So ours gets its name when it is whole.
-        with hold(self._locks_folder / "mlflow-database.lock", on_wait=lambda _: None):
-            if not self.is_new:
-                return
-            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-            folder = self._default_database.parent
-            folder.mkdir(parents=True, exist_ok=True)
-            unfinished = folder / "unfinished.db"
-            for leftover in folder.glob("unfinished.db*"):
-                leftover.unlink()
-            store = SqlAlchemyStore(f"sqlite:///{unfinished}", (folder / "artifacts").as_uri())
-            store.engine.dispose()
-            unfinished.replace(self._default_database)
+        return get_artifact_repository(location, tracking_uri=self.uri, registry_uri=self.uri)
 
     def _experiment_id(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -399,18 +392,33 @@ class ExperimentTracker:
     @contextmanager
     def _translated(self, attempt: str) -> Iterator[None]:
         try:
-            with told_when_slow(f"MLflow at {without_secrets(self.uri)}", attempt):
+            why = self._database.why_slow if self._database else str
+            with told_when_slow(f"MLflow at {without_secrets(self.uri)}", attempt, why):
                 yield
         except TrackerError:
             raise
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("mlflow", "requests", "sqlalchemy", "urllib3"):
+            told = (self._database and self._database.locked(error, attempt)) or explained(error, attempt, self.uri)
+            if told is None:
                 raise
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise TrackerError(
-                f"Could not {attempt} at {without_secrets(self.uri)}{through_proxy(self.uri)}: {reason[0]}\n"
-                "Check that MLflow is up and that MLFLOW_TRACKING_URI names it, then run the same command again."
-            ) from error
+            raise told from error
+
+
+def _make_tables(database: str, artifacts_uri: str) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(database, artifacts_uri).engine.dispose()
+
+
+def _connect_once(database: str) -> None:
+    """Raise at once what MLflow would meet ten times, with growing delays, before it raised it."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(database)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:

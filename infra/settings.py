@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from fsspec import available_protocols
 
@@ -58,6 +59,12 @@ class Settings:
         return self.home / "locks"
 
     @property
+    def mlflow_database_file(self) -> Path | None:
+        """MLflow's database, if that is a file of this machine."""
+        found = self.mlflow_tracking_uri.removeprefix(_SQLITE).partition("?")[0]
+        return Path(found) if self.mlflow_tracking_uri.startswith(_SQLITE) else None
+
+    @property
     def mlflow_artifacts_uri(self) -> str | None:
         """Where a new experiment keeps its files; None: the MLflow server decides."""
         if is_http(self.mlflow_tracking_uri):
@@ -91,6 +98,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             "https://)\nnor a database (sqlite:///, postgresql://, mysql://). MLflow's folder store cannot hold\n"
             "registered models with aliases. Correct it, or unset it to use a database under PIPELINE_HOME."
         )
+    if tracking.startswith(_SQLITE):
+        tracking = _absolute_database(tracking)
     catalog = _folder("DATASET_CATALOG", env.get("DATASET_CATALOG") or str(PROJECT_ROOT / "tasks" / "datasets.toml"))
     if not catalog.is_file():
         raise SettingsError(f"DATASET_CATALOG is {catalog}, and there is no such file.")
@@ -195,6 +204,10 @@ def _address(variable: str, given: str) -> str:
             f"Write {without_secrets(meant)}, or put ./ before it if it is a folder."
         )
     scheme, separator, rest = given.partition("://")
+    if scheme.lower() == "file":
+        # file://folder is relative to where one is, as fsspec takes it: another place in each process.
+        rest = rest.removeprefix("localhost")
+        return f"file://{rest}" if rest.startswith("/") else _folder(variable, unquote(rest)).as_uri()
     return f"{scheme.lower()}://{rest}" if separator else given
 
 
@@ -317,12 +330,46 @@ def _port(env: Mapping[str, str], variable: str, default: int) -> int:
     return int(given)
 
 
-_DATABASES = ("sqlite:///", "postgresql", "mysql", "mssql")
+_SQLITE = "sqlite:///"
+_DATABASES = (_SQLITE, "postgresql", "mysql", "mssql")
+
+
+def _absolute_database(address: str) -> str:
+    """A SQLite address that means the same in every process: each works in a folder of its own."""
+    file, separator, options = address.removeprefix(_SQLITE).partition("?")
+    if file in ("", ":memory:") or file.startswith("file:"):
+        raise SettingsError(
+            f"MLFLOW_TRACKING_URI is {address!r}, which is another database in each process.\n"
+            "Name a file, as in sqlite:///mlflow.db, or unset it to use a database under PIPELINE_HOME."
+        )
+    return f"{_SQLITE}{_folder('MLFLOW_TRACKING_URI', file)}{separator}{options}"
+
+
+_FILES = (
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "CURL_CA_BUNDLE",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "NETRC",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "TMPDIR",
+)
+"""Variables by which libraries are told of a file or a folder."""
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """The environment for a process that this one starts: its own, with `changes`."""
-    return {**os.environ, **changes}
+    """The environment for a process that this one starts: its own, with `changes`.
+
+    The child may work in another folder, so what names a file is made absolute.
+    """
+    files = {name: str(Path(os.environ[name]).expanduser().absolute()) for name in _FILES if os.environ.get(name)}
+    return {**os.environ, **files, **changes}
 
 
 @contextmanager

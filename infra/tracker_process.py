@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any
 
-from infra.errors import TrackerError
+from infra.errors import TrackerError, TrackerUnreachable
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import PROJECT_ROOT, Settings, child_environment, load_settings
 
@@ -55,7 +55,7 @@ NOT_TWICE = ("start_run", "create_version", "log_metrics")
 """What would be there twice if it had been done, all but the answer."""
 
 
-class _ChildEnded(TrackerError):
+class _ChildEnded(TrackerUnreachable):
     """The child ended before it answered."""
 
 
@@ -80,9 +80,9 @@ class _Child:
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
         with theirs:
-            # -P, for what is imported must not depend on the folder that we are in; and we stay in it, for a
-            # database's address may be relative. A session of its own, so that Ctrl-C in the terminal reaches us
-            # alone, and the run's last status is still written. Its stdout is our stderr: ours may carry JSON.
+            # -P, for what is imported must not depend on the folder that we are in. A session of its own, so that
+            # Ctrl-C in the terminal reaches us alone, and the run's last status is still written. Its stdout is our
+            # stderr: ours may carry JSON.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
                 env=child_environment(PYTHONPATH=str(PROJECT_ROOT)),

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, Thread
 
@@ -15,9 +15,10 @@ SECONDS_BETWEEN = 30.0
 class Wait:
     """A call that is under way."""
 
-    def __init__(self, service: str, attempt: str) -> None:
-        self._said = f"No answer from {service} for %.0f s, to %s; still waiting"
+    def __init__(self, service: str, attempt: str, why: Callable[[], str]) -> None:
+        self._said = f"No answer from {service} for %.0f s, to %s; still waiting%s"
         self._attempt = attempt
+        self._why = why
         self.goes_on()
 
     def goes_on(self) -> None:
@@ -30,7 +31,8 @@ class Wait:
         passed = time.monotonic() - self._since
         if passed >= self._next:
             self._next = passed + SECONDS_BETWEEN
-            LOGGER.warning(self._said, passed, self._attempt)
+            reason = self._why()
+            LOGGER.warning(self._said, passed, self._attempt, f": {reason}" if reason else "")
 
 
 _waits: set[Wait] = set()
@@ -39,9 +41,12 @@ _watchers: list[Thread] = []
 
 
 @contextmanager
-def told_when_slow(service: str, attempt: str) -> Iterator[Wait]:
-    """While the block runs, say after 10 s, and every 30 s from then on, that it waits for `service` to `attempt`."""
-    wait = Wait(service, attempt)
+def told_when_slow(service: str, attempt: str, why: Callable[[], str] = str) -> Iterator[Wait]:
+    """While the block runs, say after 10 s, and every 30 s from then on, that it waits for `service` to `attempt`.
+
+    `why` is asked, from another thread, for the reason that can be seen; empty: none.
+    """
+    wait = Wait(service, attempt, why)
     with _lock:
         _waits.add(wait)
         if not _watchers:

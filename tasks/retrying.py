@@ -12,6 +12,8 @@ from infra.errors import (
     ObjectStoreError,
     ObjectStoreUnreachable,
     RunNotRegistrable,
+    TrackerError,
+    TrackerUnreachable,
     TrainingFailed,
     UsageError,
 )
@@ -21,6 +23,7 @@ FINAL = (
     DatasetNotFound,
     DatasetCorrupted,
     ObjectStoreError,
+    TrackerError,
     ComputeUnavailable,
     TrainingFailed,
     RunNotRegistrable,
@@ -34,7 +37,7 @@ def is_worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
     """True unless the task failed in a way that repeating cannot mend."""
     try:
         state.result()
-    except ObjectStoreUnreachable:
+    except (ObjectStoreUnreachable, TrackerUnreachable):
         return True
     except FINAL:
         return False

@@ -136,12 +136,18 @@ def test_it_ends_with_its_caller_in_the_middle_of_a_call(silent: HttpServer) -> 
 
 def test_its_caller_imports_no_mlflow_and_leaves_nothing_behind(tmp_path: Path) -> None:
     code = """
-        import sys
+        import contextlib, pathlib, sys
         from infra import tracker_process
+        from infra.errors import TrackerError
         from infra.settings import load_settings
         tracker = tracker_process.TrackerProcess(load_settings())
         run_id = tracker.start_run("tests", "first", {})
         tracker.log_text(run_id, "text", "file.txt")
+        assert tracker.read_file(run_id, "file.txt", pathlib.Path("home", "scratch")) == b"text"
+        with contextlib.suppress(TrackerError):
+            tracker.download_model("m-" + "0" * 32, pathlib.Path("home", "scratch"))
+        with contextlib.suppress(TrackerError):
+            tracker.create_version("model", tracker.get_run(run_id), "m-" + "0" * 32, {})
         print(tracker_process._started[-1]._process.pid, "mlflow" in sys.modules)
     """
     done = subprocess.run(
@@ -156,3 +162,4 @@ def test_its_caller_imports_no_mlflow_and_leaves_nothing_behind(tmp_path: Path) 
     assert imported == "False"
     assert not psutil.pid_exists(int(pid))
     assert (tmp_path / "home" / "mlflow" / "mlflow.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"], "nor MLflow's own default, a mlflow.db here"

@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,6 +130,19 @@ def test_a_run_with_nothing_changed_trains_and_sends_nothing(pipeline: Pipeline,
     assert {name: again[name] for name in same} == {name: outcome[name] for name in same}
     assert {path: path.stat().st_mtime_ns for path in pipeline.output_dir.rglob("*")} == before
     assert "epoch 1/2" not in pipeline.log
+
+
+def test_in_a_copy_of_the_home_nothing_is_trained_and_the_original_is_left_alone(
+    pipeline: Pipeline, outcome: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(pipeline.folder / "home", tmp_path / "home")
+    before = {path: path.stat().st_mtime_ns for path in (pipeline.folder / "home").rglob("*")}
+    copy = Pipeline(tmp_path, {**pipeline.environment, "PIPELINE_HOME": str(tmp_path / "home")})
+    again = copy.run(*QUICK)
+    assert again["reused"]
+    assert again["run_id"] == outcome["run_id"]
+    assert (copy.output_dir / "MLmodel").read_bytes() == (pipeline.output_dir / "MLmodel").read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in (pipeline.folder / "home").rglob("*")} == before
 
 
 def test_retrain_makes_a_new_version_with_the_same_weights(pipeline: Pipeline, outcome: dict[str, Any]) -> None:

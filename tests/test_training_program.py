@@ -28,7 +28,7 @@ from tasks.training_program.dataset_files import (
     parse_manifest,
 )
 from tasks.training_program.environment import can_change_weights
-from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TAKEN_OVER, EXIT_TERMINATED, LAST_WORDS
+from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TAKEN_OVER, EXIT_TERMINATED, EXIT_USAGE, LAST_WORDS
 from tasks.training_program.hyperparameters import Hyperparameters
 from tests.small_dataset import entries, write_small_dataset
 
@@ -388,6 +388,16 @@ time.sleep(600)
 def test_a_wrong_call_is_refused_in_a_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_run_of_an_unnamed_mlflow_is_refused_and_makes_no_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["train", f"--run-id={'0' * 32}", "--data-folder=data"]) == EXIT_USAGE
+    assert "MLFLOW_TRACKING_URI does not say of which" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_hyperparameter_has_a_flag_with_its_default_and_description(capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,6 +150,12 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     hyperparameters = _hyperparameters(options)
+    if options.run_id and not os.environ.get("MLFLOW_TRACKING_URI"):
+        # MLflow would look in, and make, a database in the folder that one happens to be in.
+        raise UsageError(
+            f"--run-id {options.run_id} names a run of MLflow, and MLFLOW_TRACKING_URI does not say of which.\n"
+            "Set it to the address at which the run was started, or leave --run-id out: then nothing is logged."
+        )
     _import_tensorflow()
     import keras
     import numpy as np

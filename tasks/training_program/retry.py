@@ -31,7 +31,7 @@ def with_patience(action: Callable[[], Result], purpose: str, patience_seconds: 
             with told_when_slow(purpose):
                 return action()
         except Exception as error:
-            reason = f"{type(error).__name__}: {_first_lines(error)}"
+            reason = _refusal(error) or f"{type(error).__name__}: {_first_lines(error)}"
             if _is_final(error) or time.monotonic() + wait > deadline:
                 raise ProgramError(f"Cannot {purpose}:\n{reason}") from error
             sys.stderr.write(f"cannot {purpose} ({reason}); again in {wait:g} s\n")
@@ -67,8 +67,26 @@ _FINAL = (
 )
 
 
+# What MLflow reports as if it could pass, by a pattern of what it says.
+_REFUSALS = {
+    "out-of-date database schema": "MLflow's database was made by another version of MLflow; use that, or upgrade it",
+    r"table \w+ already exists": "MLflow's database was made by another version of MLflow; use that, or upgrade it",
+    "readonly database": "MLflow's database: it may only be read; correct the rights of the file and its folder",
+    "unable to open database file": "MLflow's database: there is no such file, or it may not be written to",
+    "file is not a database": "MLflow's database: the file is damaged, or no database; put a copy there",
+    "disk image is malformed": "MLflow's database: the file is damaged, or no database; put a copy there",
+    "password authentication failed": "MLflow's database refuses this user; correct MLFLOW_TRACKING_URI",
+}
+
+
+def _refusal(error: Exception) -> str | None:
+    # Without the statement and its values, which may hold any text.
+    said = str(error).partition("\n[SQL")[0]
+    return next((f"{told}.\nFound: {said}" for refusal, told in _REFUSALS.items() if re.search(refusal, said)), None)
+
+
 def _is_final(error: Exception) -> bool:
-    if isinstance(error, _FINAL):
+    if isinstance(error, _FINAL) or _refusal(error):
         return True
     # MLflow's errors carry the status of its HTTP API, whatever the store: 4xx is the request's own fault.
     status = getattr(error, "get_http_status_code", None)

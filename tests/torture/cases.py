@@ -422,7 +422,7 @@ class Point:
 
 _BEFORE_TRAINING = (
     Point("the flow starts", line=r"^"),
-    Point("MLflow's database is made", files=("home/mlflow/unfinished.db",)),
+    Point("MLflow's database is made", files=("home/mlflow/unfinished-mlflow.db",)),
     Point("download", files=("home/datasets/*/*.part",)),
     Point("downloaded", line=r"Downloaded and checked"),
     Point("upload", files=("home/object-store/datasets/*/*/.*.part",)),
