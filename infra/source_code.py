@@ -58,7 +58,8 @@ def _why_secret(name: str, diff: str) -> str | None:
     from detect_secrets.settings import get_plugins, transient_settings
 
     # No filters: they ask the services whether a key works, and take what looks like an example for harmless.
-    kinds = {plugin.__name__ for plugin in get_mapping_from_secret_type_to_class().values()} - {"IPPublicDetector"}
+    classes: dict[str, type] = get_mapping_from_secret_type_to_class()
+    kinds = {plugin.__name__ for plugin in classes.values()} - {"IPPublicDetector"}
     with transient_settings({"plugins_used": [{"name": kind} for kind in sorted(kinds)]}):
         plugins = get_plugins()
         # What a line of the old text says is in the commit, and who takes a secret out will not want it kept here.
