@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -14,21 +14,26 @@ def hold(
     on_wait: Callable[[str], None],
     poll_seconds: float = 0.2,
     wait: Callable[[float], None] = time.sleep,
+    leave_file: bool = False,
 ) -> Iterator[int]:
     """Hold the lock at `path` and yield its file descriptor; wait as long as another process has it.
 
     `on_wait` is called once, with who holds it, before the wait; `wait(poll_seconds)` waits, and gives up if it raises.
-    A child that inherits the descriptor
-    holds the lock along with us: after our death it stays locked until the child has died as well.
+    A child that inherits the descriptor holds the lock along with us: after our death it stays locked until the child
+    has died as well. The file is gone after its last holder, unless `leave_file`: then, unlocked, it tells of a death.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open(path)
     try:
         waited = False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if _is_at(descriptor, path):
+                    break
+                # Its last holder removed it meanwhile: the lock is another file now.
+                removed, descriptor = descriptor, _open(path)
+                os.close(removed)
             except BlockingIOError:
                 if not waited:
                     on_wait(os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process")
@@ -40,6 +45,33 @@ def hold(
         yield descriptor
     finally:
         os.close(descriptor)
+        if not leave_file:
+            _remove_unless_held(path)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_unless_held(path: Path) -> None:
+    # Taken once more: a child of ours may have it still, or who has waited may have it already.
+    with suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                path.unlink()
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
 
 
 def is_held(path: Path) -> bool:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import unquote
 
 from fsspec.core import split_protocol, url_to_fs
@@ -206,10 +206,9 @@ class _Folder:
 
     def _write(self, key: str, chunks: Iterable[bytes], on_bytes: Callable[[int], None]) -> None:
         target = self.root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
-            with unfinished.open("wb") as file:
+            with _create(unfinished) as file:
                 with suppress(OSError):  # Some file systems have no locks.
                     fcntl.flock(file, fcntl.LOCK_EX)
                 if not unfinished.exists():  # It was taken for a dead one's before it was locked.
@@ -234,17 +233,21 @@ class _Folder:
 
     def sizes(self, prefix: str) -> dict[str, int]:
         folder = self.root / prefix
-        if folder.exists():
-            next(folder.iterdir(), None)  # rglob() passes over a folder that cannot be read as if it were empty.
         found = {}
-        for path in folder.rglob("*"):
-            with suppress(FileNotFoundError):  # Another upload may just have renamed it.
-                if path.is_file() and not _is_unfinished(path):
-                    found[path.relative_to(folder).as_posix()] = path.stat().st_size
+        for place, _, names in os.walk(folder, onerror=_unless_it_is_gone):
+            for path in (Path(place, name) for name in names):
+                with suppress(FileNotFoundError):  # Another upload may just have renamed it.
+                    if path.is_file() and not _is_unfinished(path):
+                        found[path.relative_to(folder).as_posix()] = path.stat().st_size
         return found
 
     def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
+        path = self.root / key
+        path.unlink(missing_ok=True)
+        # As in a bucket there is no folder without an object; those of the first level are a few, and stay.
+        with suppress(OSError):
+            for folder in path.parents[: max(len(Path(key).parts) - 2, 0)]:
+                folder.rmdir()
 
     def discard_unfinished(self, prefix: str, before: float) -> None:
         for path in filter(_is_unfinished, (self.root / prefix).rglob("*")):
@@ -258,6 +261,23 @@ class _Folder:
                     if path.stat().st_mtime >= before:
                         continue
                 path.unlink()
+
+
+def _create(path: Path) -> BinaryIO:
+    """Open a new file, its folder made, even if another process removes the folder each time because it is empty."""
+    for tries_left in reversed(range(20)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("wb")
+        except (FileNotFoundError, FileExistsError):  # mkdir() raises both for a folder that goes meanwhile.
+            if not tries_left:
+                raise
+    raise AssertionError
+
+
+def _unless_it_is_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -75,7 +75,7 @@ def stop_when_cancelled(settings: Settings, logger: Logger) -> Iterator[None]:
     life = life_file(settings, flow_run_id)
     if life not in _lives:
         # Not let go at the end of the block: the engine has yet to tell Prefect how the run ended.
-        _lives[life] = hold(life, on_wait=lambda _: None)
+        _lives[life] = hold(life, on_wait=lambda _: None, leave_file=True)
         _lives[life].__enter__()
     watch.start()
     logging.getLogger("prefect.flow_runs").addFilter(_without_a_false_end)

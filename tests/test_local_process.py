@@ -97,6 +97,17 @@ def test_a_job_that_ignores_sigterm_is_killed(compute: LocalProcess, tmp_path: P
     assert still_running([process]) == []
 
 
+def test_what_it_leaves_in_its_temporary_folder_is_gone_with_the_job(compute: LocalProcess, tmp_path: Path) -> None:
+    body = "import tempfile\nprint(tempfile.mkdtemp(), flush=True)\nos.kill(os.getpid(), 9)"
+    lines = compute.run(Job(program(tmp_path, body), ("train",)))
+    next(lines)
+    folder = Path(next(lines))
+    assert tmp_path / "scratch" in folder.parents
+    with pytest.raises(TrainingFailed):
+        next(lines)
+    assert not folder.exists()
+
+
 def test_nothing_but_the_files_of_the_program_is_shipped(compute: LocalProcess, tmp_path: Path) -> None:
     toy = program(tmp_path, "print(sorted(os.listdir('toy')))")
     (toy / "needed.json").touch()

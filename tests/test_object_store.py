@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,25 @@ def test_a_file_that_was_taken_for_a_dead_ones_before_it_was_locked_is_begun_aga
     store.put_bytes("a", b"1")
     assert (len(late), store.get_bytes("a")) == (1, b"1")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_goes_with_its_last_object_and_whoever_writes_there_finds_it_again(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path.as_uri())
+
+    def write_and_delete(name: str) -> None:
+        for _ in range(200):
+            store.put_bytes(f"runs/a/b/{name}", b"1")
+            store.sizes("runs")
+            store.delete(f"runs/a/b/{name}")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write_and_delete, ["1", "2", "3"]))
+    store.put_bytes("runs/a/1", b"1")
+    store.put_bytes("runs/a/b/2", b"1")
+    store.delete("runs/a/b/2")
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["runs", "a", "1"]
+    store.delete("runs/a/1")
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_folder_with_a_space_is_that_folder(tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ def test_a_run_ends_with_a_registered_champion_and_its_files(pipeline: Pipeline,
     assert champion.tags["training_key"] == outcome["training_key"]
 
 
+def test_a_run_leaves_nothing_behind_but_what_it_made(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
+    home = pipeline.folder / "home"
+    for folder in ("runs", "scratch", "object-store/runs", "object-store/leases"):
+        assert not (home / folder).exists() or list((home / folder).iterdir()) == [], folder
+    assert [path for path in (home / "locks").iterdir() if not path.name.startswith("flow-run-")] == []
+
+
 def test_the_run_says_what_made_it(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
     run = pipeline.tracker.get_run(outcome["run_id"])
     assert run.status == "FINISHED"

@@ -129,7 +129,10 @@ def finished(stage: Stage) -> Finished:
     note = stage.folder / "outputs" / "whole" / "model" / "note.txt"
     note.parent.mkdir(parents=True)
     note.write_text("a person's")
-    output = stage.run(*stage.training("whole", run_id))
+    temporary = stage.folder / "tmp"
+    temporary.mkdir()
+    output = stage.run(*stage.training("whole", run_id), TMPDIR=str(temporary))
+    assert list(temporary.iterdir()) == []
     assert note.read_text() == "a person's"
     data = stage.client.get_run(run_id).data
     return Finished(run_id, output, stage.folder / "outputs" / "whole", data.metrics, data.tags, data.params)

@@ -126,13 +126,15 @@ class _Process:
             shutil.copyfile(path, target)
         # Of the copy: the folder may be edited while the process stands by.
         self._made_for = (scratch, program_sha256(shipped), environment)
+        temporary = self._folder / "tmp"  # What libraries leave there goes with the folder, however the program ends.
+        temporary.mkdir()
         # The program ends at the end of its input, and we hold the other end of that pipe: even when
         # this process is killed outright, no training is left behind. A session of its own, so that
         # Ctrl-C in the terminal reaches us alone and the order of stopping is ours.
         self._process = subprocess.Popen(
             [sys.executable, "-m", program.name, "--standby", command],
             cwd=self._folder,
-            env=dict(environment),
+            env={**environment, "TMPDIR": str(temporary)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -158,8 +158,11 @@ class Program:
     """The program's process, started with `--standby COMMAND`; its output is passed on."""
 
     def __init__(self, name: str, command: str) -> None:
+        temporary = Path.cwd() / "tmp"  # What libraries leave there goes with the job's folder.
+        temporary.mkdir(exist_ok=True)
         self._process = subprocess.Popen(
             [sys.executable, "-m", name, "--standby", command],
+            env={**os.environ, "TMPDIR": str(temporary)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -123,10 +123,15 @@ def _epoch_program(model: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> 
     `steps_per_execution=1100` and `jit_compile=True` on a `tf.data` pipeline that gathers the batches.
     """
 
-    @tf.function(jit_compile=COMPILE)  # type: ignore[untyped-decorator]
+    # Without autograph, which leaves a file in the temporary folder for each function that it translates.
+    @tf.function(jit_compile=COMPILE, autograph=False)  # type: ignore[untyped-decorator]
     def program(batches: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> None:
-        for batch in batches:
+        def step(number: tf.Tensor) -> tf.Tensor:
+            batch = batches[number]
             model.train_step((tf.gather(images, batch), tf.gather(labels, batch)))
+            return number + 1
+
+        tf.while_loop(lambda number: number < tf.shape(batches)[0], step, [0])
 
     return lambda batches: program(batches, images, labels)
 
