@@ -10,6 +10,7 @@ from threading import Event
 from typing import Literal, NamedTuple
 
 from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from infra.addresses import without_secrets
@@ -39,6 +40,7 @@ IfUnreachable = Literal["fail", "sample"]
 
 @task(
     name="download dataset",
+    cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=exponential_backoff(10),
     retry_jitter_factor=0.2,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from infra.addresses import without_secrets
@@ -36,6 +37,7 @@ class StoredDataset:
 
 @task(
     name="upload dataset",
+    cache_policy=NO_CACHE,
     retries=3,
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,

@@ -71,6 +71,13 @@ def test_only_settings_read_the_environment(path: Path) -> None:
     assert path.name in may or not touched & {"environ", "getenv", "putenv"}
 
 
+@pytest.mark.parametrize("path", files("tasks"), ids=lambda path: path.name)
+def test_no_task_is_cached_by_prefect(path: Path) -> None:
+    tasks = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    for call in (call for call in tasks if isinstance(call.func, ast.Name) and call.func.id == "task"):
+        assert "NO_CACHE" in [getattr(word.value, "id", "") for word in call.keywords if word.arg == "cache_policy"]
+
+
 def test_importing_the_flow_loads_neither_tensorflow_nor_mlflow() -> None:
     code = "import sys, flows.train_mnist; print({'tensorflow', 'keras', 'mlflow', 'ray', 's3fs'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

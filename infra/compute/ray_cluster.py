@@ -36,7 +36,6 @@ from infra.settings import Settings
 
 NODE_PROGRAM = Path(__file__).with_name("node_program.py")
 REQUEST = "request.json"
-EXIT_REFUSED, EXIT_LEASE = 70, 75
 NODE_LINE = "\x1d"
 """What begins a line of the node program itself."""
 FOLDER = "compute"
