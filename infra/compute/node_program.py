@@ -161,8 +161,7 @@ class Program:
         temporary = Path.cwd() / "tmp"  # What libraries leave there goes with the job's folder.
         temporary.mkdir(exist_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", name, "--standby", command],
-            env={**os.environ, "TMPDIR": str(temporary)},
+            ["env", f"TMPDIR={temporary}", sys.executable, "-m", name, "--standby", command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
