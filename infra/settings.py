@@ -19,6 +19,9 @@ from infra.proxies import left_out_proxy
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
+# What we make, and who we start, is not writable for others: a program in the scratch folder is run.
+os.umask(os.umask(0o077) | 0o022)
+
 
 @dataclass(frozen=True)
 class Settings:
