@@ -10,11 +10,12 @@ if __name__ == "__main__":
     infra.terminal.attach()
 
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Collection
 from datetime import timedelta
-from pathlib import Path
 from typing import cast
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from prefect.automations import Automation
 from prefect.blocks.fields import SecretDict
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
@@ -31,6 +32,7 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from flows.form import completed
 from infra.settings import PROJECT_ROOT, StackSettings, load_settings, load_stack_settings
+from infra.stack.parts import WORK_POOL, WORK_POOL_TEMPLATE
 from tasks.dataset_catalog import read_catalog
 
 ZOMBIE_SECONDS = 300
@@ -119,6 +121,13 @@ def put_in_place(automation: Automation) -> None:
     automation.update()
 
 
+def close_work_pool() -> None:
+    """Let runs set nothing of the process that they become, in a pool of an earlier version as well."""
+    template = json.loads(WORK_POOL_TEMPLATE.read_text())
+    with get_client(sync_client=True) as client:
+        client.update_work_pool(WORK_POOL, WorkPoolUpdate(base_job_template=template))
+
+
 def complete_forms(datasets: Collection[str]) -> None:
     """Let the server refuse, for each of our deployments, what the flow would; see `flows.form`."""
     ours = FlowFilter(name=FlowFilterName(any_=["train-mnist"]))
@@ -129,19 +138,18 @@ def complete_forms(datasets: Collection[str]) -> None:
                 client.update_deployment(deployment.id, update)
 
 
-def keep_ui_at_home(pages: Path) -> None:
-    """Let browsers refuse what Prefect's pages would send elsewhere than to a server of this machine.
+def keep_ui_at_home(stack: StackSettings) -> None:
+    """Let browsers refuse what Prefect's pages would send elsewhere than to Prefect's server.
 
     At each start they ask a maker of usage statistics for its configuration, with analytics switched off as well.
     """
-    policy = "connect-src 'self' http://127.0.0.1:* ws://127.0.0.1:* http://localhost:* ws://localhost:*"
-    head = f'<head>\n    <meta http-equiv="Content-Security-Policy" content="{policy}">'
-    for page in pages.glob("*/index.html"):
-        text = page.read_text()
-        if head not in text:
-            changed = page.with_suffix(".incoming")
-            changed.write_text(text.replace("<head>", head, 1))
-            changed.replace(page)
+    servers = " ".join(f"{address} {address.replace('http', 'ws', 1)}" for address in stack.addresses("prefect"))
+    policy = '<meta http-equiv="Content-Security-Policy" content="connect-src \'self\' {}">'
+    head = re.compile(rf"<head>(\s*{policy.format('[^>]*')})?")
+    for page in stack.prefect_pages_folder.glob("*/index.html"):
+        changed = page.with_suffix(".incoming")
+        changed.write_text(head.sub(f"<head>\n    {policy.format(servers)}", page.read_text(), count=1))
+        changed.replace(page)
 
 
 def addresses(stack: StackSettings) -> str:
@@ -152,17 +160,20 @@ def addresses(stack: StackSettings) -> str:
         f"  MLflow   {stack.mlflow_url}\n"
         f"  Store    {stack.store_url} (S3)\n"
         f"  To use it from a terminal:  . {stack.environment_path}\n"
+        "  A browser is asked for a key, and finds it in that file: Prefect's login page takes\n"
+        "  PREFECT_API_AUTH_STRING, MLflow MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.\n"
     )
 
 
 def main() -> int:
     """The command line; returns the exit status."""
+    close_work_pool()
     # Its form of a schedule, a limit or a template is Prefect's own; we only call it.
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     subprocess.run(command, cwd=PROJECT_ROOT, check=True)
     stack = load_stack_settings()
     complete_forms(read_catalog(load_settings().dataset_catalog))
-    keep_ui_at_home(stack.prefect_pages_folder)
+    keep_ui_at_home(stack)
     for automation in (*zombies(), failure_notification(stack.failure_notification_url)):
         put_in_place(automation)
     sys.stdout.write(addresses(stack))

@@ -2,10 +2,13 @@
 
 import fcntl
 import os
+import pwd
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from infra.errors import SettingsError
 
 
 @contextmanager
@@ -21,9 +24,10 @@ def hold(
     `on_wait` is called once, with who holds it, before the wait; `wait(poll_seconds)` waits, and gives up if it raises.
     A child that inherits the descriptor holds the lock along with us: after our death it stays locked until the child
     has died as well. The file is gone after its last holder, unless `leave_file`: then, unlocked, it tells of a death.
+
+    This and all below raise `SettingsError` if the file is another user's and may not be opened.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _open(path)
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
     try:
         waited = False
         while True:
@@ -32,7 +36,7 @@ def hold(
                 if _is_at(descriptor, path):
                     break
                 # Its last holder removed it meanwhile: the lock is another file now.
-                removed, descriptor = descriptor, _open(path)
+                removed, descriptor = descriptor, _open(path, os.O_RDWR | os.O_CREAT)
                 os.close(removed)
             except BlockingIOError:
                 if not waited:
@@ -47,10 +51,6 @@ def hold(
         os.close(descriptor)
         if not leave_file:
             _remove_unless_held(path)
-
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -77,7 +77,7 @@ def _remove_unless_held(path: Path) -> None:
 def is_held(path: Path) -> bool:
     """True if some living process of this machine holds the lock at `path`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
@@ -91,8 +91,7 @@ def is_held(path: Path) -> bool:
 
 def share(path: Path) -> int:
     """Hold the lock at `path` along with others, until the file descriptor that is returned is closed, or we die."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
 
@@ -100,7 +99,7 @@ def share(path: Path) -> int:
 def is_shared(path: Path) -> bool:
     """True if somebody alive shares the lock at `path`."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = _open(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
@@ -110,3 +109,26 @@ def is_shared(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def owner(path: Path) -> str:
+    """The name of the user whom a file or folder belongs to."""
+    number = path.stat().st_uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"the user with the number {number}"
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        if flags & os.O_CREAT:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+    except PermissionError as error:
+        known = next(one for one in (path, *path.parents) if os.access(one.parent, os.X_OK) and one.exists())
+        raise SettingsError(
+            f"The lock {path} cannot be opened: {known} belongs to {owner(known)}.\n"
+            "A PIPELINE_HOME is one person's: set it to a folder of your own. What several share has an address:\n"
+            "OBJECT_STORE_URI, MLFLOW_TRACKING_URI."
+        ) from error

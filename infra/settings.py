@@ -15,6 +15,7 @@ from fsspec import available_protocols
 
 from infra.addresses import basic_authorization, has_login, is_http, split_login, without_secrets
 from infra.errors import SettingsError
+from infra.lock import owner
 from infra.proxies import left_out_proxy
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if environment is None else dict(environment)
     move_logins(env)
     home = _folder("PIPELINE_HOME", env.get("PIPELINE_HOME") or str(PROJECT_ROOT / ".pipeline"))
+    _refuse_home_of_another(home)
     if home.exists() and not home.is_dir():
         raise SettingsError(f"PIPELINE_HOME is {home}, which is not a folder.\nName a folder, or unset it.")
     if impossible := re.search(r"[?#%]", str(home)):
@@ -243,6 +245,16 @@ def _mirrors(given: str) -> Iterator[str]:
             yield address if "://" in address else str(_folder("MNIST_MIRRORS", address))
 
 
+def _refuse_home_of_another(home: Path) -> None:
+    nearest = next(one for one in (home, *home.parents) if os.access(one, os.F_OK))
+    if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"PIPELINE_HOME is {home}, and you may not write to {nearest}, which belongs to {owner(nearest)}.\n"
+            "Set it to a folder of your own. What several people share has an address: OBJECT_STORE_URI, "
+            "MLFLOW_TRACKING_URI."
+        )
+
+
 @dataclass(frozen=True)
 class StackSettings:
     """Where the stack's servers listen, and where they keep their state."""
@@ -255,6 +267,8 @@ class StackSettings:
     """The folder of PostgreSQL's programs. None: the newest of those that are installed."""
     failure_notification_url: str | None = field(repr=False)
     """A chat's incoming webhook, to tell of failed runs; a secret. None: nobody is told."""
+    public_urls: Mapping[str, str]
+    """Where people and other machines reach a server, by its name, if not at its port on loopback."""
 
     @property
     def folder(self) -> Path:
@@ -265,6 +279,16 @@ class StackSettings:
     def postgres_folder(self) -> Path:
         """PostgreSQL's files and its socket."""
         return self.folder / "postgres"
+
+    @property
+    def temporary_folder(self) -> Path:
+        """The parts' own: in that of the machine, packages meet the files of its other users."""
+        return self.folder / "tmp"
+
+    @property
+    def lock(self) -> Path:
+        """Held while the stack runs."""
+        return self.folder / "stack.lock"
 
     @property
     def prefect_pages_folder(self) -> Path:
@@ -289,7 +313,7 @@ class StackSettings:
     @property
     def prefect_url(self) -> str:
         """Prefect's UI."""
-        return f"http://127.0.0.1:{self.prefect_port}"
+        return self._url("prefect")
 
     @property
     def prefect_api_url(self) -> str:
@@ -299,12 +323,23 @@ class StackSettings:
     @property
     def mlflow_url(self) -> str:
         """MLflow's UI and API."""
-        return f"http://127.0.0.1:{self.mlflow_port}"
+        return self._url("mlflow")
 
     @property
     def store_url(self) -> str:
         """The S3 endpoint."""
-        return f"http://127.0.0.1:{self.store_port}"
+        return self._url("store")
+
+    def addresses(self, name: str) -> tuple[str, ...]:
+        """Every address by which a server may be called: its port on loopback, then what stands for it elsewhere."""
+        return tuple(dict.fromkeys((self.loopback_url(name), self._url(name))))
+
+    def loopback_url(self, name: str) -> str:
+        """Where a server listens."""
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    def _url(self, name: str) -> str:
+        return self.public_urls.get(name) or self.loopback_url(name)
 
 
 def load_stack_settings(environment: Mapping[str, str] | None = None) -> StackSettings:
@@ -323,7 +358,19 @@ def load_stack_settings(environment: Mapping[str, str] | None = None) -> StackSe
         store_port=_port(env, "STACK_STORE_PORT", 9000),
         postgres_programs=programs,
         failure_notification_url=env.get("STACK_FAILURE_NOTIFICATION_URL") or None,
+        public_urls={name: _root(env, f"STACK_{name.upper()}_URL") for name in ("prefect", "mlflow", "store")},
     )
+
+
+def _root(env: Mapping[str, str], variable: str) -> str:
+    given = env.get(variable, "").rstrip("/")
+    # As browsers write an origin, which is compared with it.
+    if given and not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", given):
+        raise SettingsError(
+            f"{variable} is {without_secrets(given)!r}, which is not the root of a server as browsers name it:\n"
+            "https://name or https://name:port, in lower case, no path. Correct it, or unset it."
+        )
+    return given
 
 
 def _port(env: Mapping[str, str], variable: str, default: int) -> int:
@@ -373,6 +420,11 @@ def child_environment(**changes: str) -> dict[str, str]:
     """
     files = {name: str(Path(os.environ[name]).expanduser().absolute()) for name in _FILES if os.environ.get(name)}
     return {**os.environ, **files, **changes}
+
+
+def set_variables(**changes: str) -> None:
+    """Change the environment of this process, for libraries that take their settings from nowhere else."""
+    os.environ.update(changes)
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, small_dataset: SmallDataset,
         running.start()
         yield running
     finally:
-        running.stop()
+        running.stop(signal.SIGHUP)  # The terminal is closed.
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,9 @@ ROOT = Path(__file__).parent.parent
 SECONDS_TO_START = 400
 """Far above the 90 s that it may take on an idle machine: the tests' machine is seldom idle."""
 
+SECONDS_TO_STOP = 30
+"""What the stack promises."""
+
 POLL_SECONDS = 0.5
 """Between two questions to a server: each costs it, and the machine that is waited for, some ten milliseconds."""
 
@@ -97,6 +100,17 @@ class Stack:
         return {**self.given, **client_environment(self.settings)}
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What Prefect's API asks for."""
+        user, _, password = self.environment["PREFECT_API_AUTH_STRING"].partition(":")
+        return user, password
+
+    @property
+    def mlflow_key(self) -> tuple[str, str]:
+        """What MLflow asks for."""
+        return self.environment["MLFLOW_TRACKING_USERNAME"], self.environment["MLFLOW_TRACKING_PASSWORD"]
+
+    @property
     def pipeline_settings(self) -> Settings:
         return load_settings(self.environment)
 
@@ -110,7 +124,7 @@ class Stack:
         return (self.folder / "stack.log").read_text(errors="replace")
 
     def start(self) -> None:
-        """Start it and return when every part answers."""
+        """Start it and return when every part answers; MLflow's clients in this process have its key then."""
         log = (self.folder / "stack.log").open("ab")
         begin = log.tell()
         self.process = subprocess.Popen(
@@ -129,6 +143,7 @@ class Stack:
             POLL_SECONDS,
         )
         assert process.poll() is None, self.log[begin:]
+        os.environ |= {name: value for name, value in self.environment.items() if name.startswith("MLFLOW_TRACKING_")}
 
     def wait_until_up(self) -> None:
         """Wait until every part that was killed answers again."""
@@ -137,13 +152,13 @@ class Stack:
             lambda: all(part.answers() for part in parts), SECONDS_TO_START, "every part to answer", POLL_SECONDS
         )
 
-    def stop(self) -> None:
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """What Ctrl-C does: the terminal tells the whole process group. Safe to call twice."""
         if self.process is None:
             return
-        os.killpg(self.process.pid, signal.SIGINT)
+        os.killpg(self.process.pid, how)
         try:
-            self.process.wait(90)
+            self.process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
             for one in descendants(self.process.pid):
                 one.kill()
@@ -163,7 +178,7 @@ class Stack:
 
     def api(self, method: str, path: str, **body: Any) -> Any:
         """The JSON that the API answers; raises `httpx.HTTPStatusError`."""
-        answer = httpx.request(method, f"{self.prefect_api}{path}", json=body or None, timeout=30)
+        answer = httpx.request(method, f"{self.prefect_api}{path}", json=body or None, auth=self.key, timeout=30)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

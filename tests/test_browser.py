@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.http_server import Behaviour, serving
 from tests.pipeline import descendants, still_running, wait_until
 from tests.programs import find_program
 from tests.stack import POLL_SECONDS, SMALL, Stack
@@ -33,13 +34,22 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """An empty tab, of a person who has not been here before; fails if a page asked anybody but this machine."""
-    context = browser.new_context(viewport={"width": 1300, "height": 1600})
+def page(browser: Browser, stack: Stack) -> Iterator[Page]:
+    """A tab of a person who has just logged in; fails if a page asked anybody but this machine."""
+    user, password = stack.mlflow_key
+    context = browser.new_context(
+        viewport={"width": 1300, "height": 1600},
+        # What a person answers when the browser asks.
+        http_credentials={"username": user, "password": password, "origin": stack.mlflow_url},
+    )
     context.set_default_timeout(PATIENCE_MS)
     asked: list[str] = []
     context.on("request", lambda request: asked.append(request.url))
     tab = context.new_page()
+    tab.goto(stack.prefect_url)
+    tab.get_by_placeholder("admin:pass").fill(":".join(stack.key))
+    tab.get_by_role("button", name="Login").click()
+    expect(tab.get_by_role("link", name="Deployments").first).to_be_visible()
     yield tab
     context.close()
     assert asked
@@ -109,6 +119,23 @@ def test_a_training_from_the_form_to_its_page_in_mlflow(stack: Stack, page: Page
     page.get_by_text("outputs", exact=True).click()
     page.get_by_text("learning_curves.png").click()
     expect(page.get_by_role("img", name="outputs/learning_curves.png")).to_be_visible()
+
+
+def test_a_page_of_another_origin_can_neither_ask_nor_be_answered(stack: Stack, page: Page) -> None:
+    asked = """async ([address, method]) => {
+        const options = {method, credentials: "include", headers: {"Content-Type": "application/json"}};
+        try { return (await fetch(address, options)).status } catch (error) { return String(error) }
+    }"""
+    searched = f"{stack.mlflow_url}/ajax-api/2.0/mlflow/experiments/search?max_results=1"
+    with serving({"page.html": b"<!doctype html><title>of another user of this machine</title>"}) as others:
+        others.behaviour["page.html"] = Behaviour(content_type="text/html")
+        # The browser has given MLflow its password by now, and would give it again.
+        page.goto(f"{stack.mlflow_url}/?workflowType=machine_learning")
+        assert page.evaluate(asked, [searched, "GET"]) == 200
+        page.goto(f"{others.address}page.html")
+        for address in (searched, f"{stack.prefect_api}/flow_runs/filter"):
+            for method in ("GET", "POST"):
+                assert "Failed to fetch" in page.evaluate(asked, [address, method])
 
 
 def test_a_wrong_value_in_the_form_makes_no_run(stack: Stack, page: Page) -> None:

@@ -4,10 +4,12 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -15,6 +17,19 @@ from infra.settings import PROJECT_ROOT, StackSettings
 from infra.stack import postgres
 
 WORK_POOL = "this-machine"
+WORK_POOL_TEMPLATE = Path(__file__).with_name("work_pool.json")
+"""What a run may set of its process: nothing. Prefect's own template lets it set the command, folder and environment.
+
+Nor is its output streamed: its log is on its page, and through a pipe to the worker, a run would die of writing once
+the worker is dead.
+"""
+
+MLFLOW_KEY = "STACK_MLFLOW_KEY"
+"""The variable that brings MLflow's key to the process that asks for it."""
+
+USER = "pipeline"
+"""The user's name that goes with the keys."""
+
 BIN = Path(sys.executable).parent
 
 
@@ -29,8 +44,8 @@ class Part:
     """Parts that must answer before this one is started."""
     answers: Callable[[], bool]
     stop_signal: str = "TERM"
-    has_children: bool = False
-    """Its command starts the process that serves, and may not take it along when it ends."""
+    stop_seconds: int = 4
+    """How long it may take to end, before it is killed. They end one after another, all of them within 30 s."""
     once: bool = False
     """It does its work and ends."""
 
@@ -55,28 +70,29 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
             ),
             {"RCLONE_AUTH_KEY": f'"{",".join(store_key(stack))}"'},
             (),
-            lambda: _answers(stack.store_url),
+            lambda: _answers(stack.loopback_url("store")),
+            stop_seconds=2,
         ),
         "mlflow": Part(
-            _command(
-                *(sys.executable, "-m", "mlflow", "server"),
-                host="127.0.0.1",
-                port=stack.mlflow_port,
-                backend_store_uri=database.format(driver="psycopg2", name="mlflow"),
-                artifacts_destination="s3://mlflow/artifacts",
-                # Threads serve the requests; each further process takes 300 MB and seconds to start.
-                workers=1,
-                uvicorn_opts="--no-access-log",
-            ),
-            {**store_access(stack), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            (sys.executable, "-m", "infra.stack.serve", "mlflow"),
+            {
+                **store_access(stack),
+                MLFLOW_KEY: access_key(stack, "mlflow"),
+                "MLFLOW_BACKEND_STORE_URI": database.format(driver="psycopg2", name="mlflow"),
+                "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow/artifacts",
+                "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(urlsplit(one).netloc for one in stack.addresses("mlflow")),
+                "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(stack.addresses("mlflow")),
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             ("postgres", "store"),
-            lambda: _answers(f"{stack.mlflow_url}/health", 200),
-            has_children=True,
+            lambda: _answers(f"{stack.loopback_url('mlflow')}/health", 200),
         ),
         "prefect": Part(
-            _command(*(sys.executable, "-m", "prefect", "server", "start"), host="127.0.0.1", port=stack.prefect_port),
+            (sys.executable, "-m", "infra.stack.serve", "prefect"),
             {
                 **prefect_home,
+                "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{access_key(stack, 'prefect')}",
+                "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(stack.addresses("prefect")),
                 "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.format(driver="asyncpg", name="prefect"),
                 "PREFECT_API_URL": stack.prefect_api_url,
                 "PREFECT_SERVER_UI_API_URL": stack.prefect_api_url,
@@ -87,16 +103,20 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
                 "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             },
             ("postgres",),
-            lambda: _answers(f"{stack.prefect_api_url}/health", 200),
-            has_children=True,
+            lambda: _answers(f"{stack.loopback_url('prefect')}/api/health", 200),
         ),
         "worker": Part(
             _command(
-                *(sys.executable, "-m", "prefect", "worker", "start"), name="worker", pool=WORK_POOL, type="process"
+                *(sys.executable, "-m", "prefect", "worker", "start"),
+                name="worker",
+                pool=WORK_POOL,
+                type="process",
+                base_job_template=WORK_POOL_TEMPLATE,
             ),
             {**prefect_home, **client_environment(stack), "PREFECT_WORKER_QUERY_SECONDS": "2"},
             ("prefect",),
             lambda: _pool_is_ready(stack),
+            stop_seconds=9,  # It reports how its flow runs have ended.
         ),
         "reconcile": Part(
             (sys.executable, "-m", "flows.reconcile"),
@@ -123,7 +143,10 @@ def client_environment(stack: StackSettings) -> dict[str, str]:
     return {
         "PIPELINE_HOME": str(stack.home),
         "PREFECT_API_URL": stack.prefect_api_url,
+        "PREFECT_API_AUTH_STRING": f"{USER}:{access_key(stack, 'prefect')}",
         "MLFLOW_TRACKING_URI": stack.mlflow_url,
+        "MLFLOW_TRACKING_USERNAME": USER,
+        "MLFLOW_TRACKING_PASSWORD": access_key(stack, "mlflow"),
         "OBJECT_STORE_URI": "s3://pipeline",
         **store_access(stack),
         # Every 30 s, the shortest that Prefect takes: see ZOMBIE_SECONDS in flows/deploy.py.
@@ -146,12 +169,22 @@ def store_access(stack: StackSettings) -> dict[str, str]:
 
 def store_key(stack: StackSettings) -> tuple[str, str]:
     """The store's key id and secret, which only the owner of the stack can read; made at the first call."""
-    path = stack.folder / "store-key.json"
-    if not path.exists():
-        # rclone refuses a key id of a few letters.
-        write_private(path, json.dumps([f"stack-{secrets.token_hex(8)}", secrets.token_urlsafe(30)]))
-    key_id, secret = json.loads(path.read_text())
+    # rclone refuses a key id of a few letters.
+    key_id, secret = _kept(stack, "store", lambda: [f"stack-{secrets.token_hex(8)}", secrets.token_urlsafe(30)])
     return key_id, secret
+
+
+def access_key(stack: StackSettings, name: str) -> str:
+    """The key that a server asks everyone for; one each, for who has Prefect's may have the worker run anything."""
+    (key,) = _kept(stack, name, lambda: [secrets.token_urlsafe(30)])
+    return key
+
+
+def _kept(stack: StackSettings, name: str, made: Callable[[], list[str]]) -> list[str]:
+    path = stack.folder / f"{name}-key.json"
+    if not path.exists():
+        write_private(path, json.dumps(made()))
+    return [str(word) for word in json.loads(path.read_text())]
 
 
 def write_private(path: Path, text: str) -> None:
@@ -165,7 +198,7 @@ def write_private(path: Path, text: str) -> None:
 
 def environment_file(stack: StackSettings) -> str:
     """A shell file that lets the commands after it use the stack."""
-    lines = ["# Source this: the pipeline then uses the stack. It holds the key of the store."]
+    lines = ["# Source this: the pipeline then uses the stack. It holds the keys."]
     # Of another S3 account: a session token beside our key would be refused.
     lines += ["unset AWS_SESSION_TOKEN AWS_PROFILE"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in client_environment(stack).items()]
@@ -173,13 +206,15 @@ def environment_file(stack: StackSettings) -> str:
 
 
 def prepare(stack: StackSettings) -> None:
-    """Everything on disk that the parts expect; safe to repeat."""
-    stack.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Everything on disk that the parts expect; safe to repeat, while none of them runs. Raises `SettingsError`."""
     postgres.prepare(stack.postgres_folder, ("mlflow", "prefect"), stack.postgres_programs)
     store = stack.folder / "store"
-    for folder in (store / "pipeline", store / "mlflow", stack.folder / "prefect", stack.prefect_pages_folder):
+    shutil.rmtree(stack.temporary_folder, ignore_errors=True)
+    for folder in (
+        *(store / "pipeline", store / "mlflow", stack.folder / "prefect", stack.prefect_pages_folder),
+        stack.temporary_folder,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-    store_key(stack)
     write_private(stack.environment_path, environment_file(stack))
     write_private(stack.supervisor_configuration, _supervisor_configuration(stack))
 
@@ -194,7 +229,11 @@ def _answers(url: str, status: int | None = None) -> bool:
 
 def _pool_is_ready(stack: StackSettings) -> bool:
     try:
-        pool = httpx.get(f"{stack.prefect_api_url}/work_pools/{WORK_POOL}", timeout=5)
+        pool = httpx.get(
+            f"{stack.loopback_url('prefect')}/api/work_pools/{WORK_POOL}",
+            auth=(USER, access_key(stack, "prefect")),
+            timeout=5,
+        )
     except httpx.HTTPError:
         return False
     return pool.status_code == 200 and pool.json().get("status") == "READY"
@@ -232,7 +271,7 @@ def _supervisor_configuration(stack: StackSettings) -> str:
         section(
             "eventlistener:log",
             command=shlex.join([*ours, "log"]),
-            events="PROCESS_LOG",
+            events="PROCESS_LOG,PROCESS_STATE_BACKOFF,PROCESS_STATE_EXITED,PROCESS_STATE_FATAL",
             # Lines that wait while the terminal is slow; more are dropped.
             buffer_size=10_000,
             priority=0,
@@ -251,9 +290,7 @@ def _supervisor_configuration(stack: StackSettings) -> str:
                 startsecs=0 if part.once else 2,
                 startretries=20,
                 stopsignal=part.stop_signal,
-                # The worker ends its flow runs first, and gives each 30 s.
-                stopwaitsecs=45,
-                stopasgroup=str(part.has_children).lower(),
+                stopwaitsecs=part.stop_seconds,
                 killasgroup="true",
                 redirect_stderr="true",
                 stdout_events_enabled="true",

@@ -113,4 +113,6 @@ def _as_ordinary_user() -> tuple[str, ...]:
         raise SettingsError("PostgreSQL does not run as root, and setpriv (util-linux) is not here to change that.")
     nobody, right = pwd.getpwnam("nobody"), "+dac_override"
     become = (f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--securebits=+no_setuid_fixup")
-    return ("setpriv", *become, f"--inh-caps={right}", f"--ambient-caps={right}")
+    # Another user's process loses what it was to be told at its parent's death.
+    told = "--pdeathsig=INT"
+    return ("setpriv", *become, f"--inh-caps={right}", f"--ambient-caps={right}", told)
