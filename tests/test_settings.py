@@ -134,8 +134,10 @@ def test_a_home_with_spaces_and_umlauts_holds_all_that_is_written(tmp_path: Path
     tracker = ExperimentTracker(load_settings({"PIPELINE_HOME": str(home)}))
     run_id = tracker.start_run("keras-mnist", "run", {})
     tracker.log_text(run_id, "text", "folder/file.txt")
-    assert tracker.read_file(run_id, "folder/file.txt", tmp_path) == b"text"
-    assert {path.name for path in tmp_path.iterdir()} == {home.name, "file.txt"}
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    assert tracker.read_file(run_id, "folder/file.txt", scratch) == b"text"
+    assert {path.name for path in tmp_path.iterdir()} == {home.name, scratch.name}
 
 
 def test_from_a_folder_that_is_gone_a_relative_address_is_refused(tmp_path: Path) -> None:
