@@ -23,8 +23,9 @@ if __name__ == "__main__":
     # Ahead of Prefect's import, to run beside it.
     infra.tracker_process.start()
 
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from prefect import flow, get_run_logger
 from pydantic import Field
@@ -32,6 +33,7 @@ from pydantic import Field
 from flows.preflight import announce, expected_key, fit_to_dataset, head_start, preflight
 from flows.reporting import StepSeconds, TrainingReport, publish_report
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
+from infra.errors import DatasetCorrupted
 from infra.settings import load_settings
 from infra.tracker_process import TrackerProcess
 from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
@@ -50,6 +52,7 @@ from tasks.upload_dataset import upload_dataset
 # the description alone.
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 ExperimentName = Annotated[str, Field(pattern=r"^\w[\w. -]{0,199}$")]
+T = TypeVar("T")
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -113,18 +116,26 @@ def train_mnist(
                 stored = upload_dataset(files, settings, overwrite_dataset)
             with seconds.step("provision"):
                 provisioned.result()
+
+            # An upload compares sizes, for to read all of a data set at each run would cost what it saves. Who reads it
+            # compares every byte, and what was damaged in the store is then sent again, from the checked download.
+            repair = partial(upload_dataset, files, settings, read_back=True)
             with seconds.step("train"):
-                run = train_model(
-                    stored, hyperparameters, target, machine, accelerator, experiment, retrain, settings, tracker
+                train = partial(
+                    train_model,
+                    *(stored, hyperparameters, target, machine, accelerator, experiment, retrain, settings, tracker),
                 )
+                run = once_repaired(train, repair)
             with seconds.step("register"):
                 rules = GateRules(gate, recall_floor)
-                version = register_model(run, stored, model_name, rules, machine, settings, tracker)
+                register = partial(register_model, run, stored, model_name, rules, machine, settings, tracker)
+                version = once_repaired(register, repair)
             with seconds.step("download artifacts"):
                 folder = filled_in(output_dir, version)
-                download_artifacts(version, stored, folder, machine, settings, tracker)
-        except (KeyboardInterrupt, SystemExit):
-            tracker.hurry()
+                once_repaired(partial(download_artifacts, version, stored, folder, machine, settings, tracker), repair)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, SIGTERM, Prefect's cancelling.
+                tracker.hurry()
             raise
         finally:
             target.release()
@@ -132,6 +143,15 @@ def train_mnist(
     if reminder := closing_reminder(dataset, files):
         get_run_logger().warning(reminder)
     return publish_report(run, version, stored, str(folder), seconds, tracker)
+
+
+def once_repaired(step: Callable[[], T], repair: Callable[[], object]) -> T:
+    """What `step` returns; should it refuse the data, done again after `repair`."""
+    try:
+        return step()
+    except DatasetCorrupted:
+        repair()
+        return step()
 
 
 if __name__ == "__main__":

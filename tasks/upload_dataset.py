@@ -43,7 +43,9 @@ class StoredDataset:
     retry_jitter_factor=0.5,
     retry_condition_fn=is_worth_a_retry,
 )
-def upload_dataset(files: DatasetFiles, settings: Settings, overwrite: bool = False) -> Dataset:
+def upload_dataset(
+    files: DatasetFiles, settings: Settings, overwrite: bool = False, read_back: bool = False
+) -> Dataset:
     """The data set in the object store of this machine's settings; see `store_dataset`."""
     description = describe_dataset(files.name, settings.dataset_catalog)
     if description.sha256 != files.sha256:
@@ -52,7 +54,7 @@ def upload_dataset(files: DatasetFiles, settings: Settings, overwrite: bool = Fa
             f"data set {files.sha256}, it now describes {description.sha256}.\nRun again from the start."
         )
     store = ObjectStore(settings.object_store_uri)
-    return store_dataset(files.name, files.folder, description.files, store, get_run_logger(), overwrite)
+    return store_dataset(files.name, files.folder, description.files, store, get_run_logger(), overwrite, read_back)
 
 
 def store_dataset(
@@ -62,10 +64,12 @@ def store_dataset(
     store: ObjectStore,
     logger: Logger,
     overwrite: bool = False,
+    read_back: bool = False,
 ) -> Dataset:
     """Bring the files `entries` of `folder` to `<store>/datasets/<name>/<sha256>/`, the manifest last.
 
-    Nothing is sent if the store has the manifest and every object in its size; with `overwrite`, all of it.
+    Nothing is sent if the store has the manifest and every object in its size; with `overwrite`, all of it. With
+    `read_back` an object's bytes are compared instead of its size: for one that was found damaged.
     Raises `ObjectStoreError`, and of it `ObjectStoreUnreachable` where another attempt may succeed.
     """
     entries = sorted(entries)
@@ -82,6 +86,20 @@ def store_dataset(
     # manifest that is not ours somebody else wrote: nothing there is trusted.
     distrusted = overwrite or stored_manifest not in (None, manifest)
     missing = [entry for entry in entries if distrusted or sizes.get(entry.name) != entry.size]
+    if read_back:
+        # One whole file in memory at a time; the program holds them all.
+        found_sha256 = {
+            entry: _sha256(store.get_bytes(f"{prefix}/{entry.name}") or b"") for entry in set(entries) - set(missing)
+        }
+        damaged = {entry: found for entry, found in found_sha256.items() if found != entry.sha256}
+        for entry, found in damaged.items():
+            logger.warning(
+                "%s in the store is damaged: expected SHA-256 %s, found %s. It is sent again from the checked download",
+                f"{shown}/{entry.name}",
+                entry.sha256,
+                found,
+            )
+        missing += damaged
     if stored_manifest == manifest and not missing:
         logger.info("%s is in the store and whole, nothing was sent: %s", name, shown)
         return dataset
@@ -103,6 +121,10 @@ def store_dataset(
     store.put_bytes(f"{prefix}/{MANIFEST}", manifest)
     logger.info("Uploaded %s in %.1f s: %s", name, time.monotonic() - started, shown)
     return dataset
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _confirm(sizes: dict[str, int], entries: Iterable[FileEntry], shown: str) -> None:

@@ -22,7 +22,7 @@ from infra.experiment_tracker import Run
 from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import check_output_dir
 from tasks.train_model import PHASES
-from tasks.training_program.dataset_files import FILE_NAMES
+from tasks.training_program.dataset_files import FILE_NAMES, TEST_IMAGES, TRAIN_IMAGES
 from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, signal_group, still_running, wait_until
 from tests.s3_server import KEY_ID, SECRET, s3_server
@@ -180,6 +180,34 @@ def test_a_changed_model_folder_is_brought_back_and_a_champion_that_is_gone_is_t
     assert "python -m flows.promote --model-name keras-dnn-mnist --version N" in pipeline.log
     assert "model_uuid" in (pipeline.output_dir / "MLmodel").read_text()
     assert "The downloaded model has the run's test accuracy" in pipeline.log
+
+
+def flip_a_bit(path: Path) -> bytes:
+    """Do so in the middle of a file; what it was before."""
+    before = path.read_bytes()
+    path.write_bytes(before[:1000] + bytes([before[1000] ^ 1]) + before[1001:])
+    return before
+
+
+def test_a_bit_that_flipped_in_the_stored_data_is_mended_whichever_step_finds_it(
+    pipeline: Pipeline, outcome: dict[str, Any]
+) -> None:
+    stored = pipeline.folder / "home" / "object-store" / "datasets" / "mnist" / outcome["dataset_sha256"]
+    before = flip_a_bit(stored / TRAIN_IMAGES)
+    other = pipeline.run(*QUICK, "--seed=8")
+    assert (stored / TRAIN_IMAGES).read_bytes() == before
+    assert f"{TRAIN_IMAGES} in the store is damaged" in pipeline.log
+    assert "It is sent again from the checked download" in pipeline.log
+    (run,) = pipeline.tracker.find_runs("keras-mnist", {"training_key": other["training_key"]})
+    assert run.status == "FINISHED"
+    assert "cause" not in run.tags
+
+    before = flip_a_bit(stored / TEST_IMAGES)
+    shutil.rmtree(pipeline.output_dir)
+    assert pipeline.run(*QUICK, "--seed=8")["reused"]
+    assert (stored / TEST_IMAGES).read_bytes() == before
+    assert f"{TEST_IMAGES} in the store is damaged" in pipeline.log
+    assert (pipeline.output_dir / "MLmodel").is_file()
 
 
 def test_an_output_folder_with_other_files_is_refused_before_anything_starts(fresh_pipeline: Pipeline) -> None:

@@ -136,6 +136,25 @@ def test_overwriting_sends_everything_again_and_first_takes_the_manifest_away(
     assert all(after[path] != before[path] for path in before)
 
 
+def test_what_is_damaged_in_its_size_is_found_by_reading_it_back_and_sent_again(
+    store: ObservedStore, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = upload(store, files)
+    content = (files / TRAIN_IMAGES).read_bytes()
+    damaged = store.folder / "datasets" / "small" / dataset.sha256 / TRAIN_IMAGES
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    store.changes.clear()
+    upload(store, files)
+    assert store.changes == [], "to read all of it each time would cost what it saves"
+    store_dataset("small", files, entries(files), store, LOGGER, read_back=True)
+    assert store.changes == [f"delete {MANIFEST}", f"put {TRAIN_IMAGES}", f"put {MANIFEST}"]
+    assert_whole(store, dataset, files)
+    assert f"{TRAIN_IMAGES} in the store is damaged: expected SHA-256" in caplog.text
+    store.changes.clear()
+    store_dataset("small", files, entries(files), store, LOGGER, read_back=True)
+    assert store.changes == []
+
+
 def test_an_object_of_the_wrong_size_is_sent_again_and_nothing_else(store: ObservedStore, files: Path) -> None:
     dataset = upload(store, files)
     (store.folder / "datasets/small" / dataset.sha256 / TEST_IMAGES).write_bytes(b"short")
