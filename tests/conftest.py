@@ -16,6 +16,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tasks.training_program.dataset_files import FILE_NAMES
+from tests import reaper
 from tests.http_server import HttpServer, serving
 from tests.pipeline import Pipeline
 from tests.programs import closing_line, need
@@ -32,6 +33,9 @@ os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # A worker is one of the processes that are watched.
+    reaper.watch()
 
 # A shell lets what it starts in the background ignore Ctrl-C, and every flow of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
