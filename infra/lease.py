@@ -1,10 +1,17 @@
 """A lease in the object store: of all who want it, on whatever machine, one has it; after its death the next one.
 
-Who wants it puts a claim, an object of its own, into `leases/` and renews it as long as he lives. Neither clocks
-are compared nor conditional writes needed, which not every S3 server heeds: only that a listing shows what was written
-before it, as S3 and folders do. Whose turn it is follows from tickets, as in Lamport's bakery (1974): a claim first has
-none, then one more than the highest that its maker sees, or 0 if it sees no other claim, and with that has the lease.
-Claims without a ticket are waited for; the lowest ticket, of equal ones the lower name, has the lease.
+Who wants it puts a claim into `leases/`, an object of its own, and renews it as long as he lives: each time another
+object with a name of its own, before the last one is removed. Neither clocks are compared nor conditional writes
+needed, which not every S3 server heeds, and nothing is overwritten: rclone's server does not list an object in that
+moment, or breaks off who reads it. All that is needed is that a listing shows what was written before it, as S3 and
+folders do.
+
+    leases/<lease>.<claim>                               who made the claim and when; it is gone, so is the claim
+    leases/<lease>.<claim>.<renewal>.<ticket>.<holds>    the last sign of life
+
+Whose turn it is follows from tickets, as in Lamport's bakery (1974): a claim first has none, then one more than the
+highest that its maker sees, or 0 if it sees no other claim, and with that has the lease. Claims without a ticket are
+waited for; the lowest ticket, of equal ones the lower name, has the lease.
 
 A claim that has not changed for as long as it says itself, measured by the clock of who looks, is a dead one's: who
 waits removes it. Who lives and was only stopped so long finds it missing, or finds that another holds the lease, at the
@@ -56,16 +63,32 @@ def claimant(locks_folder: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Sign:
+    """The last sign of life of a claim."""
+
+    renewal: int = -1
+    ticket: int | None = None
+    holds: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.renewal}.{'none' if self.ticket is None else self.ticket}.{'holds' if self.holds else 'waits'}"
+
+    @classmethod
+    def read(cls, text: str) -> "Sign":
+        """Of the last three words of an object's name; raises `ValueError` if they are none."""
+        renewal, ticket, holds = text.split(".")
+        return cls(int(renewal), None if ticket == "none" else int(ticket), holds == "holds")
+
+
+@dataclass(frozen=True)
 class Claim:
-    """What a claim says; its name begins with its claimant."""
+    """A claim as it was when it was seen; its name, of two words, begins with its claimant."""
 
     holder: str
     since: str
     seconds: float
     """After so many without a renewal it is a dead one's."""
-    ticket: int | None = None
-    holds: bool = False
-    renewals: int = 0
+    sign: Sign = Sign()
 
     def __str__(self) -> str:
         return f"{self.holder}, since {self.since}"
@@ -79,22 +102,37 @@ class Claims:
         self._seen: dict[str, tuple[Claim, float]] = {}
         self._renewed: set[str] = set()
 
-    def of(self, lease: str, but: str | None = None) -> dict[str, Claim]:
-        """The claims to a lease, by name; all but one."""
+    def note(self, name: str, claim: Claim) -> None:
+        """Know a claim without reading it: one's own."""
+        self._seen[name] = (claim, time.monotonic())
+
+    def of(self, lease: str) -> dict[str, Claim]:
+        """The claims to a lease, by name."""
+        listed = [name.removeprefix(f"{lease}.") for name in self._store.sizes(FOLDER) if name.startswith(f"{lease}.")]
+        signs: dict[str, Sign] = {}
+        for name in listed:
+            with suppress(ValueError):  # Not ours, whatever it is.
+                maker, token, *sign = name.split(".", 2)
+                claim, last = f"{maker}.{token}", Sign.read(sign[0]) if sign else Sign()
+                signs[claim] = max(signs.get(claim, last), last, key=lambda one: one.renewal)
         found = {}
-        for object_name in self._store.sizes(FOLDER):
-            name = object_name.removeprefix(f"{lease}.")
-            if name in (object_name, but) or (data := self._store.get_bytes(f"{FOLDER}/{object_name}")) is None:
-                continue
-            try:
-                found[name] = Claim(**json.loads(data))
-            except (ValueError, TypeError):
-                found[name] = Claim("somebody whose claim cannot be read", "an unknown time", SECONDS)
-            known = self._seen.get(name)
-            if known is None or known[0] != found[name]:
-                self._seen[name] = (found[name], time.monotonic())
-                self._renewed |= {name} if known else set()
+        for name in signs.keys() & set(listed):
+            known_claim = self._seen[name][0] if name in self._seen else self._read(lease, name)
+            if known_claim is None:
+                continue  # Removed since it was listed.
+            found[name] = replace(known_claim, sign=signs[name])
+            if name not in self._seen or self._seen[name][0] != found[name]:
+                self._renewed |= {name} if name in self._seen else set()
+                self.note(name, found[name])
         return found
+
+    def _read(self, lease: str, name: str) -> Claim | None:
+        if (data := self._store.get_bytes(_key(lease, name))) is None:
+            return None
+        try:
+            return Claim(**json.loads(data))
+        except (ValueError, TypeError):
+            return Claim("somebody whose claim cannot be read", "an unknown time", SECONDS)
 
     def is_dead(self, name: str) -> bool:
         """True if the claim was seen, and not renewed while it was watched, for as long as it says."""
@@ -117,13 +155,14 @@ class Lease:
     def __init__(self, store: ObjectStore, name: str, claimant: str, seconds: float) -> None:
         self._store, self._lease = store, name
         self.claimant = claimant
-        self.name = f"{claimant}.{secrets.token_hex(4)}"
+        self.name = ""
         """Of the claim."""
         who = f"{_user()}@{socket.gethostname()}, process {os.getpid()}"
         self._claim = Claim(who, datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), seconds)
         self._claims = Claims(store)
-        self._renewed, self._late = 0.0, False
-        """Late once a renewal was, so that the claim may have been removed before, and made anew by it."""
+        self._renewed = 0.0
+        self._shown: list[str] = []
+        """The objects that are our signs of life; two, if one could not be removed."""
         self._over = Event()
         self._thread: Thread | None = None
         self.lost = False
@@ -142,13 +181,12 @@ class Lease:
     @property
     def uri(self) -> str:
         """The address of the claim: while the object is there, the lease is ours."""
-        return f"{self._store.uri}/{self._key}"
+        return f"{self._store.uri}/{_key(self._lease, self.name)}"
 
     def check(self) -> None:
         """Raise `LeaseLost` if somebody has taken it over."""
         # Renewed less than that ago, it cannot have been taken for dead.
-        self._note_time()
-        if self._late:
+        if self._is_late:
             self._look()
         if self.lost:
             raise LeaseLost(
@@ -165,7 +203,7 @@ class Lease:
                 on_wait(str(ahead))
                 self.waited = True
             wait(min(POLL_SECONDS, self._claim.seconds / RENEWALS))
-        self._claim = replace(self._claim, holds=True)
+        self._claim = replace(self._claim, sign=replace(self._claim.sign, holds=True))
         self._thread = Thread(target=self._renew, name=f"lease {self._lease}", daemon=True)
         self._thread.start()
 
@@ -178,66 +216,69 @@ class Lease:
         self._thread.join(SECONDS_TO_RELEASE)
 
     @property
-    def _key(self) -> str:
-        return _key(self._lease, self.name)
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._renewed > self._claim.seconds
 
     def _enter(self) -> None:
-        self._late, self._renewed = False, time.monotonic()
-        self._claim = replace(self._claim, ticket=None)
-        self._write()
-        others = self._others()
-        self._claim = replace(
-            self._claim, ticket=max(other.ticket or 0 for other in others.values()) + 1 if others else 0
-        )
+        """Make a claim at the end of the queue."""
+        self._withdraw()
+        self.name = f"{self.claimant}.{secrets.token_hex(4)}"
+        self._renewed = time.monotonic()
+        said = {name: value for name, value in asdict(self._claim).items() if name != "sign"}
+        self._store.put_bytes(_key(self._lease, self.name), json.dumps(said).encode())
+        self._claims.note(self.name, self._claim)
+        others, _ = self._seen()
+        highest = max((other.sign.ticket or 0 for other in others.values()), default=-1)
+        self._claim = replace(self._claim, sign=Sign(self._claim.sign.renewal, highest + 1))
         if others:
-            self._write()
+            self._show_life()
 
     def _ahead(self) -> Claim | None:
         """Who comes before us; None: nobody, and our own claim is certain to be there."""
-        self._note_time()
-        if self._claim.ticket == 0 and not self._late:
+        if self._claim.sign.ticket == 0 and not self._is_late:
             return None
         try:
             if time.monotonic() - self._renewed > self._claim.seconds / RENEWALS:
-                self._write()
-            others = self._others()
-            own = self._store.get_bytes(self._key)
+                self._show_life()
+            others, is_there = self._seen()
         except ObjectStoreUnreachable as error:
             self._claims.forget()
             return replace(self._claim, holder=f"unknown, for the store does not answer ({error})")
-        self._note_time()
-        if own is None or self._late:
-            # Stopped so long that it was, or may have been, removed: at the end of the queue again.
+        if not is_there or self._is_late:
+            # Stopped so long that it was, or may be, removed.
             self._enter()
             return self._ahead()
         ahead = None
         for name, other in others.items():
             if self._claims.is_dead(name):
-                # Waited for all the same until the next look: who lives after all may just have renewed it.
-                self._store.delete(_key(self._lease, name))
-            if other.ticket is None or (other.ticket, name) < (self._claim.ticket, self.name):
+                # Waited for all the same until the next look: who lives after all may just have shown it.
+                self._remove(name)
+            place = other.sign.ticket
+            if place is None or (place, name) < (self._claim.sign.ticket, self.name):
                 ahead = other
         return ahead
 
-    def _others(self) -> Mapping[str, Claim]:
-        others = {}
-        for name, claim in self._claims.of(self._lease, but=self.name).items():
+    def _seen(self) -> tuple[Mapping[str, Claim], bool]:
+        """The claims of others, and whether ours is there."""
+        claims = self._claims.of(self._lease)
+        is_there = claims.pop(self.name, None) is not None
+        for name in list(claims):
             self._before.add(name.partition(".")[0])
             if name.startswith(f"{self.claimant}."):
-                self._store.delete(_key(self._lease, name))
-            else:
-                others[name] = claim
-        return others
+                del claims[name]
+                self._remove(name)
+        return claims, is_there
 
-    def _write(self) -> None:
+    def _show_life(self) -> None:
         started = time.monotonic()
-        self._claim = replace(self._claim, renewals=self._claim.renewals + 1)
-        self._store.put_bytes(self._key, json.dumps(asdict(self._claim)).encode())
-        self._note_time()
+        sign = replace(self._claim.sign, renewal=self._claim.sign.renewal + 1)
+        self._claim = replace(self._claim, sign=sign)
+        self._shown.append(_key(self._lease, self.name, sign))
+        self._store.put_bytes(self._shown[-1], b"")
         self._renewed = started
-
-    def _note_time(self) -> None:
-        self._late = self._late or time.monotonic() - self._renewed > self._claim.seconds
+        while len(self._shown) > 1:
+            self._store.delete(self._shown[0])
+            del self._shown[0]
 
     def _renew(self) -> None:
         while not self._over.is_set():
@@ -245,20 +286,29 @@ class Lease:
                 self._look()
                 if self.lost:
                     break
-                self._write()
+                self._show_life()
             except ObjectStoreError as error:
                 LOGGER.warning("The lease %s could not be renewed: %s", self._lease, str(error).partition("\n")[0])
             self._over.wait(self._claim.seconds / RENEWALS)
         self._withdraw()
 
     def _look(self) -> None:
-        gone = self._store.get_bytes(self._key) is None
-        self.lost = self.lost or gone or (self._late and any(other.holds for other in self._others().values()))
+        self.lost = self.lost or self._store.get_bytes(_key(self._lease, self.name)) is None
 
     def _withdraw(self) -> None:
         # What cannot be removed is taken for dead in time.
         with suppress(ObjectStoreError):
-            self._store.delete(self._key)
+            for key in [_key(self._lease, self.name), *self._shown] if self.name else []:
+                self._store.delete(key)
+            self._shown = []
+
+    def _remove(self, name: str) -> None:
+        """Remove the claim of a dead one, and then what is left of its signs."""
+        claim = _key(self._lease, name)
+        self._store.delete(claim)
+        for other in self._store.sizes(FOLDER):
+            if f"{FOLDER}/{other}".startswith(f"{claim}."):
+                self._store.delete(f"{FOLDER}/{other}")
 
 
 @contextmanager
@@ -290,5 +340,5 @@ def _user() -> str:
         return f"user {os.getuid()}"
 
 
-def _key(lease: str, claim: str) -> str:
-    return f"{FOLDER}/{lease}.{claim}"
+def _key(lease: str, claim: str, sign: Sign | None = None) -> str:
+    return f"{FOLDER}/{lease}.{claim}" + (f".{sign}" if sign else "")

@@ -68,8 +68,9 @@ def test_a_run_without_a_living_owner_is_closed_and_others_are_left_alone(tmp_pa
     elsewhere, dead_elsewhere, unseen = run("c", "other.3"), run("d", "other.4"), run("e", "other.5")
     store = ObjectStore(pipeline.settings.object_store_uri)
     # A machine that was killed leaves a claim like this; one that has another store, none.
-    claim = {"holder": "somebody@elsewhere", "since": "today", "seconds": 0.5, "ticket": 0, "renewals": 1}
+    claim = {"holder": "somebody@elsewhere", "since": "today", "seconds": 0.5}
     store.put_bytes(f"leases/training-{'d' * 16}.other.4", json.dumps(claim).encode())
+    store.put_bytes(f"leases/training-{'d' * 16}.other.4.1.0.holds", b"")
 
     def statuses() -> list[str]:
         return [tracker.get_run(run_id).status for run_id in (dead, alive, elsewhere, dead_elsewhere, unseen)]

@@ -128,6 +128,14 @@ def test_of_many_at_once_one_has_it_at_a_time_and_all_get_it(store: ObservedStor
     assert store.sizes("leases") == {}
 
 
+def test_a_claim_can_be_seen_in_every_moment_in_which_it_is_renewed(store: ObservedStore) -> None:
+    with hold_lease(ObjectStore(store.uri), "training", "a", nobody, seconds=0.06) as lease:
+        claims = Claims(store)
+        for _ in range(400):
+            assert list(claims.of("training")) == [lease.name]
+        assert claims.undecided() == [], "it was not renewed meanwhile"
+
+
 def test_a_killed_holder_is_followed_by_its_own_machine_at_once_and_by_others_when_it_has_expired(
     store: ObservedStore,
 ) -> None:
