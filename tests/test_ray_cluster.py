@@ -160,6 +160,14 @@ def test_an_abandoned_job_is_stopped_and_one_of_a_flow_that_died_is_found_again(
     try:
         lines = compute.run(services.job("abandoned"))
         process = psutil.Process(int(next(line for line in lines if line.isdigit())))
+        # Of a flow on another machine, as far as one sees: who finds it and does not train leaves it as it is.
+        assert compute._lease is not None
+        compute._lease._holder = "elsewhere:1"
+        compute._lease._write(released=False)
+        visitor = services.compute("abandoned", "print(os.getpid(), flush=True)\ntime.sleep(600)")
+        visitor.provision()
+        visitor.release()
+        assert still_running([process]) == [process]
         # A flow that comes back to a job that runs, as after a kill: it sees the whole log, and starts no second job.
         again = services.compute("abandoned", "print(os.getpid(), flush=True)\ntime.sleep(600)")
         told: list[str] = []

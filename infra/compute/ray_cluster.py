@@ -154,8 +154,8 @@ class RayCluster:
         active = [number for number, info in known.items() if info["status"] in ACTIVE]
         if active:
             self._job = f"{self._workload.identity}-{active[-1]}"
-            # Of a flow that lives on this machine the job is that flow's; whoever trains owns it in the end.
-            self._owned = not self._holder_lives(self._job)
+            # Of a flow that may live the job is that flow's; whoever trains, of all machines one, owns it in the end.
+            self._owned = not self._holder_may_live(self._job)
             tell(f"Found job {self._job} on {self._shown}, {known[active[-1]]['status']}: going on with it")
             self._lease = _Lease(self._store, self._job, self._holder, self._options.lease_timeout)
             return
@@ -492,10 +492,11 @@ class RayCluster:
                 found[int(match[1])] = info
         return dict(sorted(found.items()))
 
-    def _holder_lives(self, job: str) -> bool:
-        holder = (read_lease(self._store, job) or {}).get("holder", "")
-        host, _, pid = holder.rpartition(":")
-        return holder != self._holder and host == socket.gethostname() and psutil.pid_exists(int(pid))
+    def _holder_may_live(self, job: str) -> bool:
+        lease = read_lease(self._store, job)
+        host, _, pid = str(lease["holder"] if lease else self._holder).rpartition(":")
+        # Of another machine's process nothing is known: if it has died, the job's lease ends without it.
+        return f"{host}:{pid}" != self._holder and (host != socket.gethostname() or psutil.pid_exists(int(pid)))
 
     def _job_info(self) -> dict[str, Any]:
         return self._info(self._job or "")
