@@ -2,7 +2,7 @@
 # make stack   Prefect, MLflow, an S3 store, PostgreSQL and a worker, with the schedule; Ctrl-C ends them
 # make test    every test, against real parts on this machine
 # make check   format, lint, types and import rules
-# make torture kill it at 50 points and break every service, and compare with an undisturbed run
+# make torture kill it at 50 points, stop, hang and break what it needs, and compare with an undisturbed run
 # make bench   the figures of the README, measured here
 # make clean   remove what runs made, never the environment
 # make lock    renew requirements.lock and requirements-cuda.lock
