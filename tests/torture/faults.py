@@ -234,18 +234,20 @@ def _stop_group(bench: Bench, attempt: Attempt, sent: signal.Signals, twice: boo
     limit = SECONDS_TO_STOP * bench.load
     since = time.monotonic()
     try:
-        status, _ = attempt.wait(limit)
-        attempt.seconds_to_end = time.monotonic() - since
+        status, _ = attempt.wait(20 * limit)
     except subprocess.TimeoutExpired:
         for one in processes_of(attempt.pipeline.folder):
             one.kill()
         attempt.wait()
-        return [f"the prompt was not back within {limit:.0f} s; it said last: {attempt.said()}"]
+        return [f"the prompt was not back within {20 * limit:.0f} s; it said last: {attempt.said()}"]
+    attempt.seconds_to_end = time.monotonic() - since
     # What a shell says of a process that a signal has ended.
     told = 128 - status if status < 0 else status
     if told == 0 and "model" in attempt.said():
         return []  # It was at its end already.
     wrong = [] if told == 128 + sent else [f"exit status {told}, expected {128 + sent}: {attempt.said()}"]
+    if attempt.seconds_to_end > limit:
+        wrong.append(f"the prompt was back after {attempt.seconds_to_end:.1f} s, expected {limit:.0f}")
     return wrong + (["the user saw a traceback"] if "Traceback" in attempt.written else [])
 
 
