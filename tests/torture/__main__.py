@@ -206,4 +206,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.stdout.write("\nEnded before its time: the rows above are all that was tried.\n")
+        sys.exit(130)
