@@ -393,6 +393,79 @@ def test_the_ready_file_is_as_ray_and_the_cloud_want_it_with_the_versions_of_her
         assert "RAY_AUTH_MODE=token" in " ".join(config[name])
     pinned = dict(re.findall(r'"([a-z0-9]+)(?:\[[a-z-]+\])?==([\d.]+)"', " ".join(config["worker_setup_commands"])))
     assert pinned == {name: version(name) for name in (*REQUIREMENTS, "ray", "boto3")}
+    # All that is left of Ray's own defaults is among them.
+    commands = [command for name, value in config.items() if name.endswith("_commands") for command in value]
+    assert unchecked(commands) == []
+    assert sum("--require-hashes" in command for command in config["worker_setup_commands"]) == 3
+
+
+def unchecked(commands: list[str]) -> list[str]:
+    """Those that run what they download, or install a Python package whatever its bytes are."""
+    fetching = [command for command in commands if re.search(r"\b(curl|wget)\b|\|\s*(sudo\s+)?\w*sh\b|--seed", command)]
+    installing = re.compile(r"\b(?:pip3?|pipx|uv|uv pip|uv tool|conda)\s+(?:install|sync|add)\b[^;&|]*")
+    hits = [found for command in commands for found in installing.findall(command)]
+    return fetching + [found for found in hits if "--require-hashes" not in found.split()]
+
+
+def test_a_setup_command_that_checks_nothing_is_known() -> None:
+    for wrong in (
+        "curl -LsSf https://example.org/install | sh",
+        "cat install.sh | sudo bash",
+        "~/uv/bin/uv pip install ray",
+        "test -x uv && python -m pip install --quiet ray && pip install --require-hashes -r lock",
+        "uv venv --seed ~/env",
+    ):
+        assert unchecked([wrong]), wrong
+
+
+def test_the_setup_of_the_ready_file_installs_from_the_locks_by_hash_and_refuses_other_bytes(tmp_path: Path) -> None:
+    config = read_cluster_file(READY_FILE)
+    for there, here in config["file_mounts"].items():
+        shutil.copy(ROOT / here, tmp_path / there.removeprefix("~/"))
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.symlink_to(sys._base_executable)  # type: ignore[attr-defined]
+
+    def run(command: str) -> "subprocess.CompletedProcess[str]":
+        path = f"{python.parent}:{os.environ['PATH']}"
+        environment = {**os.environ, "HOME": str(tmp_path), "PATH": path, "UV_CACHE_DIR": str(tmp_path / "cache")}
+        return subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    for command in config["setup_commands"] + config["worker_setup_commands"]:
+        # 3 GB otherwise. Each package must have a hash for that as well.
+        done = run(command.replace("uv pip install", "uv pip install --dry-run"))
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".bashrc").read_text() == 'export PATH="$HOME/env/bin:$PATH"\n'
+
+    lock = tmp_path / "requirements.lock"
+    whole = lock.read_text()
+    install = config["setup_commands"][-1].replace(f'"ray[default]=={version("ray")}"', f'"idna=={version("idna")}"')
+    install = install.replace(f'"boto3=={version("boto3")}"', "")
+    lock.write_text(re.sub("sha256:....", "sha256:0000", whole))
+    refused = run(install)
+    assert refused.returncode != 0
+    assert f"Hash mismatch for `idna=={version('idna')}`" in refused.stderr
+    lock.write_text(whole)
+    assert run(install).returncode == 0
+
+
+def test_a_mount_that_is_not_there_is_refused_before_anything_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    services = {"MLFLOW_TRACKING_URI": "https://mlflow.example.org", "OBJECT_STORE_URI": "s3://bucket/store"}
+    settings = load_settings({**services, "PIPELINE_HOME": str(tmp_path)})
+    for program in ("ssh", "rsync"):
+        (tmp_path / program).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    # Its mounts are the project's, wherever one stands.
+    ClusterOfFile(READY_FILE, settings).check()
+    file = tmp_path / "cluster.yaml"
+    file.write_text(READY_FILE.read_text().replace(" requirements-cuda.lock", " no-such.lock"))
+    with pytest.raises(SettingsError, match=rf"file_mounts bring {ROOT}/no-such\.lock to every node: there is no such"):
+        ClusterOfFile(file, settings).check()
 
 
 def dashboard_port(file: Path) -> int:

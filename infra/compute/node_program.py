@@ -2,9 +2,10 @@
 
     python node_program.py [--prepared]
 
-It reads what is wanted from request.json beside it, prepares the environment, says what the node has, starts the
-program up and lets it stand by, waits for the order in the job's folder of the store, and passes on its output. It ends
-when the program does, or when nobody renews the job's lease: the job of a flow that has died costs no more than that.
+It reads what is wanted from request.json beside it, prepares the environment from the locks beside it, says what the
+node has, starts the program up and lets it stand by, waits for the order in the job's folder of the store, and passes
+on its output. It ends when the program does, or when nobody renews the job's lease: the job of a flow that has died
+costs no more than that.
 
 Lines that begin with the character 0x1D are for the flow; all others are the program's. Exit status: the program's, or
 one of ours.
@@ -14,6 +15,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -32,6 +35,8 @@ EXIT_REFUSED = 70
 EXIT_LEASE = 75
 
 CACHE = Path.home() / ".cache" / "keras-at-scale"
+LOCKS = (Path("requirements.lock"), Path("requirements-cuda.lock"))
+"""In the job's folder: the version and the hashes of every package that may be installed."""
 ORDER, LEASE = "order.json", "lease.json"
 
 
@@ -39,7 +44,12 @@ def main(request: dict[str, Any], prepared: bool) -> int:
     """Do what the request says; returns the exit status."""
     if not prepared:
         say("started", {"host": socket.gethostname(), "at": time.time()})
-        python = prepare(request["requirements"], request["gpu"])
+        try:
+            python = prepare(request["requirements"], request["gpu"])
+        except subprocess.CalledProcessError as error:
+            why = f"{shlex.join(error.cmd)} ended with exit status {error.returncode}: {_reason(error.stderr or '')}"
+            say("refused", f"node {socket.gethostname()} cannot build the environment of the locks; {why}")
+            return EXIT_REFUSED
         os.execv(python, [python, *sys.argv, "--prepared"])
     started = time.monotonic()
     folder = Folder(request["folder"])
@@ -67,13 +77,18 @@ def say(what: str, facts: Any) -> None:
 
 
 def prepare(requirements: list[str], gpu: bool) -> str:
-    """A Python that has exactly these versions: the node's own, or an environment that is built once and kept."""
+    """A Python that has exactly these versions: the node's own, or an environment that is built once and kept.
+
+    Each package that is installed, whatever asks for it, must have a hash that the locks name. Raises
+    `CalledProcessError`, with what the installer said, if one has another, or none is named.
+    """
     wrong = [line for line in requirements if _installed(line.partition("==")[0]) != line.partition("==")[2]]
     if not wrong:
         say("environment", "the node's own Python has every version that is required")
         return sys.executable
     lines = [line.replace("tensorflow==", "tensorflow[and-cuda]==") if gpu else line for line in requirements]
-    digest = sha256("\n".join([platform.python_version(), *lines]).encode()).hexdigest()[:16]
+    locks = [path.read_text() for path in LOCKS]
+    digest = sha256("\n".join([platform.python_version(), *lines, *locks]).encode()).hexdigest()[:16]
     folder = CACHE / "environments" / digest
     python, complete = folder / "bin" / "python", folder / "complete"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +98,30 @@ def prepare(requirements: list[str], gpu: bool) -> str:
             say("environment", f"{digest}, built on this node before")
         else:
             say("environment", f"{digest} is built: the node's Python lacks {', '.join(wrong)}")
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-            command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *lines]
-            subprocess.run(command, check=True)
+            _call([sys.executable, "-m", "venv", "--clear", str(folder)])
+            # uv takes hashes from constraints; pip wants every package with its own named, and nothing besides.
+            (folder / "uv.txt").write_text(_locked("uv", locks[0]))
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+            _call([*pip, "-r", str(folder / "uv.txt")])
+            uv = [str(folder / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(python), "--require-hashes"]
+            _call([*uv, *(f"--constraints={path}" for path in LOCKS), *lines])
             complete.touch()
     return str(python)
+
+
+def _call(command: list[str]) -> None:
+    subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+
+
+def _locked(name: str, lock: str) -> str:
+    """What a lock says of one package: its version and its hashes."""
+    found = re.search(rf"^{name}==.*\n(?: .*\n)*", lock, re.MULTILINE)
+    return found[0] if found else f"{name}\n"
+
+
+def _reason(said: str) -> str:
+    """What an installer said, in a line: without the hashes, of which there may be hundreds."""
+    return " ".join(line.strip() for line in said.splitlines() if line.strip() and "sha256" not in line)[:600]
 
 
 def _installed(name: str) -> str | None:

@@ -32,9 +32,11 @@ from infra.compute import Accelerator, ClusterOptions, ComputeDescription, Job, 
 from infra.errors import ArgumentError, ComputeUnavailable, ObjectStoreError, SettingsError, TrainingFailed
 from infra.object_store import ObjectStore
 from infra.scratch import temporary_folder
-from infra.settings import Settings
+from infra.settings import PROJECT_ROOT, Settings
 
 NODE_PROGRAM = Path(__file__).with_name("node_program.py")
+LOCKS = (PROJECT_ROOT / "requirements.lock", PROJECT_ROOT / "requirements-cuda.lock")
+"""What a node may install, each package by its hash."""
 REQUEST = "request.json"
 NODE_LINE = "\x1d"
 """What begins a line of the node program itself."""
@@ -177,7 +179,8 @@ class RayCluster:
             "lease_seconds": self._options.lease_timeout,
         }
         with temporary_folder(self._settings.scratch_folder) as folder:
-            shutil.copyfile(NODE_PROGRAM, folder / NODE_PROGRAM.name)
+            for path in (NODE_PROGRAM, *LOCKS):
+                shutil.copyfile(path, folder / path.name)
             # It names the job, so that no two jobs have the same package: Ray removes one that the last job leaves,
             # and has been seen to do so under a job that was just starting with it.
             (folder / REQUEST).write_text(json.dumps(request))

@@ -53,7 +53,7 @@ from infra.compute.ray_cluster import (
 from infra.errors import ComputeUnavailable, ObjectStoreError, PipelineError, SettingsError
 from infra.lock import hold, is_shared, share
 from infra.object_store import ObjectStore
-from infra.settings import Settings, child_environment
+from infra.settings import PROJECT_ROOT, Settings, child_environment
 
 SECONDS_TO_CONNECT = 30.0
 SECONDS_TO_START = 120.0
@@ -156,6 +156,19 @@ class ClusterOfFile:
                 f"--compute ray with RAY_CLUSTER_FILE needs {' and '.join(missing)}, with which Ray's launcher works.\n"
                 "Install it: apt-get install openssh-client rsync."
             )
+        absent = [here for here in self._file_mounts.values() if not Path(here).exists()]
+        if absent:
+            # Ray would find out with the head up.
+            raise SettingsError(
+                f"RAY_CLUSTER_FILE is {self._file}, whose file_mounts bring {', '.join(absent)} to every node: there "
+                f"is no such file.\nRelative paths are taken from {PROJECT_ROOT}: correct them."
+            )
+
+    @property
+    def _file_mounts(self) -> dict[str, str]:
+        """The file's own: local paths by those on the nodes. Relative ones are the project's, wherever we run."""
+        mounts = self._config.get("file_mounts") or {}
+        return {there: str(PROJECT_ROOT / Path(here).expanduser()) for there, here in mounts.items()}
 
     # Finding and launching
 
@@ -295,7 +308,7 @@ class ClusterOfFile:
                     "by hand is used as it is."
                 )
             config[name] = [prefix + command for command in commands]
-        config["file_mounts"] = {**(config.get("file_mounts") or {}), path: str(self.token)}
+        config["file_mounts"] = {**self._file_mounts, path: str(self.token)}
         return config
 
     # Leaving and taking down
