@@ -103,8 +103,10 @@ def prepare(requirements: list[str], gpu: bool) -> str:
             (folder / "uv.txt").write_text(_locked("uv", locks[0]))
             pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
             _call([*pip, "-r", str(folder / "uv.txt")])
-            uv = [str(folder / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(python), "--require-hashes"]
-            _call([*uv, *(f"--constraints={path}" for path in LOCKS), *lines])
+            uv = [str(folder / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(python)]
+            # No build: what a build needs would come without a hash.
+            uv += ["--no-build", "--require-hashes", *(f"--constraints={path}" for path in LOCKS)]
+            _call([*uv, *lines])
             complete.touch()
     return str(python)
 
