@@ -89,10 +89,16 @@ def _lock_file(output_dir: Path, settings: Settings) -> Path:
 
 
 def check_output_dir(folder: Path, new: Set[str] = frozenset()) -> None:
-    """Raise `ArgumentError` if `folder` holds anything but a downloaded model: it will be replaced as a whole.
+    """Raise `ArgumentError` if `folder` cannot be made, or holds anything but a downloaded model: it will be replaced.
 
     A download lists its files beside them. One without a list may have those in `new`, if they are known already.
     """
+    place = next(one for one in folder.absolute().parents if one.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ArgumentError(
+            f"The output folder {folder} cannot be made: nothing may be written to {place}.\n"
+            "Name another with --output-dir."
+        )
     found = names(folder) if folder.is_dir() else set()
     if not found and (folder.is_dir() or not os.path.lexists(folder)):
         return

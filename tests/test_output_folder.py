@@ -1,5 +1,8 @@
 """The folder that a model's files are brought to: replaced as a whole, so only if all of it is a download's."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from infra.errors import ArgumentError
 from tasks.download_artifacts import check_output_dir
 from tasks.saved_model import MODEL_FILES, holds_exactly
 from tasks.training_program.dataset_files import FileEntry, bytes_entry, manifest_bytes
+from tests.pipeline import ROOT
 
 FILES = {"MLmodel": b"flavors", "data/model.keras": b"weights"}
 
@@ -90,3 +94,16 @@ def test_a_file_too_many_is_not_the_model(downloaded: Path) -> None:
     assert holds_exactly(downloaded, [*entries, listed])
     write(downloaded, {"note.txt": b""})
     assert not holds_exactly(downloaded, [*entries, listed])
+
+
+@pytest.mark.needs("unshare")
+def test_a_place_that_nothing_may_be_written_to_is_refused_ahead(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir(mode=0o500)
+    check = "import sys; from tasks.download_artifacts import *; check_output_dir(Path(sys.argv[1], 'new', 'model'))"
+    command = [sys.executable, "-c", check, str(place)]
+    if os.geteuid() == 0:  # Who may write wherever writing is possible at all.
+        read_only = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", read_only, str(place), *command]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"ArgumentError: The output folder {place}/new/model cannot be made" in done.stderr
