@@ -15,6 +15,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from infra.settings import environment_unchanged
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests import reaper
 from tests.http_server import HttpServer, serving
@@ -85,6 +86,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """What a test does to the environment of its process is undone with it."""
+    with environment_unchanged():
+        yield
 
 
 @pytest.fixture(scope="session")
