@@ -116,6 +116,9 @@ class Stack:
 
     @property
     def tracker(self) -> ExperimentTracker:
+        # MLflow's client takes a login from the environment alone; it is undone with the test that asks.
+        login = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+        os.environ |= {name: self.environment[name] for name in login}
         return ExperimentTracker(self.pipeline_settings)
 
     @property
@@ -143,7 +146,6 @@ class Stack:
             POLL_SECONDS,
         )
         assert process.poll() is None, self.log[begin:]
-        os.environ |= {name: value for name, value in self.environment.items() if name.startswith("MLFLOW_TRACKING_")}
 
     def wait_until_up(self) -> None:
         """Wait until every part that was killed answers again."""
