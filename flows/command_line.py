@@ -128,8 +128,10 @@ def _outcome(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> Any:
 
     flow.fn = noted
     if PREFECT_API_URL.value() is None:
-        from flows.temporary_server import TemporaryServer  # The whole server, and most of Prefect, is imported.
+        # The whole server, and most of Prefect, is imported.
+        from flows.temporary_server import TemporaryServer, check_disk
 
+        check_disk()
         TemporaryServer()
     try:
         flow(**parameters)

@@ -5,6 +5,7 @@ minutes for leave to end; and after a `kill -9` of the flow it would stay.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from threading import Thread
@@ -13,7 +14,23 @@ import uvicorn
 from prefect.server.api.server import SubprocessASGIServer, create_app
 from prefect.settings import get_current_settings
 
+from infra.errors import SettingsError
 from infra.settings import PROJECT_ROOT, child_environment
+
+NEEDED_DISK_BYTES = 20_000_000
+"""A new database and its log take 6 MB, and a run adds 0.2 MB."""
+
+
+def check_disk() -> None:
+    """Raise `SettingsError` if the server's database would not fit on its disk: found out in two minutes otherwise."""
+    home = get_current_settings().home
+    free = shutil.disk_usage(next(place for place in (home, *home.parents) if place.exists())).free
+    if free < NEEDED_DISK_BYTES:
+        raise SettingsError(
+            f"Prefect keeps its database in {home}, and that disk has {free / 1e6:.1f} MB free; it needs "
+            f"{NEEDED_DISK_BYTES / 1e6:.0f} MB.\n"
+            "Make room there, set PREFECT_HOME to a folder elsewhere, or PREFECT_API_URL to a server."
+        )
 
 
 class TemporaryServer(SubprocessASGIServer):

@@ -9,8 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.errors import SettingsError
 from infra.terminal import SIGNALS, STOPPED
 from tests.pipeline import signal_group, wait_until
+from tests.torture.faults import small_disk
 
 ROOT = Path(__file__).parent.parent
 
@@ -178,6 +180,22 @@ terminal.run(main)
     assert process.stderr
     assert process.stderr.read() == "\nThe answer could not be written to stdout: Broken pipe.\n"
     assert process.wait(20) == 1
+
+
+def test_a_full_disk_under_prefects_home_is_refused_ahead(tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_HOME, temporary_settings
+
+    from flows.temporary_server import check_disk
+
+    with small_disk(tmp_path / "disk") as disk:
+        if disk is None:
+            pytest.skip("this user may not mount a file system")
+        with temporary_settings({PREFECT_HOME: disk.folder / "prefect"}):
+            check_disk()
+            disk.fill()
+            with pytest.raises(SettingsError, match=r"that disk has 0.0 MB free; it needs 20 MB"):
+                check_disk()
+            disk.empty()
 
 
 def test_the_temporary_server_is_out_of_the_terminals_reach_and_ends_with_its_owner() -> None:
