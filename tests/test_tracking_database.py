@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import text
 
 from infra import tracking_database, waiting
 from infra.errors import SettingsError, TrackerError
@@ -219,3 +220,10 @@ def test_who_waits_for_a_stopped_writer_is_told_its_name_and_goes_on_behind_it(
     finally:
         writer.kill()
         writer.communicate()
+
+
+def test_mlflows_own_sessions_wait_for_a_lock_as_long_as_is_said(tmp_path: Path) -> None:
+    tracker = tracker_in(tmp_path / "home")
+    tracker.start_run("tests", "first", {})
+    with tracker._client._tracking_client.store.ManagedSessionMaker() as session:
+        assert session.execute(text("PRAGMA busy_timeout")).scalar() == tracking_database.WAIT_SECONDS * 1000
