@@ -184,16 +184,16 @@ def orphan_stopped(bench: Bench, seconds: float) -> Case:
 
 def _go_on_beside(attempt: Attempt, orphans: list[psutil.Process], saw: list[str]) -> None:
     """SIGCONT to the orphans once the attempt waits for them, or goes on without; notes what it says of waiting."""
-    waits = r"(?i)locked|waiting for"
+    waits = re.compile(r"locked|waiting for", re.IGNORECASE)
     deadline = time.monotonic() + (SECONDS_STOPPED_BESIDE if orphans else 0)
-    while not re.search(rf"- epoch \d|{waits}", attempt.written) and time.monotonic() < deadline:
-        if attempt.is_over:
+    while time.monotonic() < deadline and not attempt.is_over:
+        if re.search(r"- epoch \d", attempt.written) or waits.search(attempt.written):
             break
         time.sleep(0.02)
     for one in orphans:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.resume()
-    saw += [cell(line.rpartition(" - ")[2]) for line in attempt.written.splitlines() if re.search(waits, line)]
+    saw += [cell(line.rpartition(" - ")[2]) for line in attempt.written.splitlines() if waits.search(line)]
 
 
 def group_signals(bench: Bench, seconds: float) -> Case:
