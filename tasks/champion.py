@@ -5,23 +5,27 @@ the alias `champion`; the tag `champion_decision` of the new champion; the recor
 killed in between leaves a record that is `moving`, and whoever works on the registry next finishes the move (`settle`).
 So no alias ever moves without its record, and no record stands for a move that did not happen.
 
-Calls that write need the lock of `registry_lock`, which keeps the processes of one machine apart. Machines that
-share an MLflow server have no such lock, and MLflow cannot change an alias on condition. Between them the last record
-counts: whoever has moved an alias sees to it afterwards that the aliases say what the last record says. What remains:
-two machines that decide within the same milliseconds can both have compared with the same old champion; both moves
-are then in the history, the later one is champion, and the two were never compared with each other.
+Calls that write need the lock of `registry_lock`, which keeps apart the processes of one machine, and the machines
+that share a store. Those that share an MLflow server alone have no such lock, and MLflow cannot change an alias on
+condition. Between them the last record counts: whoever has moved an alias sees to it afterwards that the aliases say
+what the last record says. What remains: two of them that decide within the same milliseconds can both have compared
+with the same old champion; both moves are then in the history, the later one is champion, and the two were never
+compared with each other.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 from infra.experiment_tracker import ExperimentTracker, Version
+from infra.lease import claimant, hold_lease
 from infra.lock import hold
+from infra.object_store import ObjectStore
+from infra.settings import Settings
 from tasks.progress import Logger
 
 MODEL_NAME = r"^\w[\w.-]{0,199}$"
@@ -104,13 +108,20 @@ def standing(tracker: ExperimentTracker, model_name: str) -> Standing:
 
 
 @contextmanager
-def registry_lock(locks_folder: Path, model_name: str, logger: Logger) -> Iterator[None]:
-    """Keep other processes of this machine from registering and promoting versions of this model."""
+def registry_lock(settings: Settings, model_name: str, logger: Logger) -> Iterator[None]:
+    """Keep others, here and on machines that share the store, from registering and promoting versions of this model.
+
+    Raises `ObjectStoreError` if the store refuses or cannot be reached.
+    """
 
     def on_wait(holder: str) -> None:
-        logger.info("%s decides on the champion of %s; waiting for it", holder.capitalize(), model_name)
+        logger.info("The champion of %s is being decided on already, by %s; waiting for it", model_name, holder)
 
-    with hold(locks_folder / f"registry-{model_name}.lock", on_wait):
+    lease = f"registry-{hashlib.sha256(model_name.encode()).hexdigest()[:16]}"
+    with (
+        hold(settings.locks_folder / f"registry-{model_name}.lock", on_wait),
+        hold_lease(ObjectStore(settings.object_store_uri), lease, claimant(settings.locks_folder), on_wait),
+    ):
         yield
 
 

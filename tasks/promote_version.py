@@ -23,7 +23,7 @@ def promote(
     was made from a sample or, unless `although_refused`, if the gate decided against it, `RunNotRegistrable` if it
     lacks what a version must have, `ModelMismatch` if its files are not those of its run.
     """
-    with registry_lock(settings.locks_folder, model_name, logger):
+    with registry_lock(settings, model_name, logger):
         settle(tracker, model_name)
         champion = tracker.version_by_alias(model_name, CHAMPION)
         version = _wanted(tracker, model_name, number)

@@ -69,7 +69,7 @@ def register(
     """
     run = tracker.get_run(run_id)
     model_id = check_registrable(run)
-    with registry_lock(settings.locks_folder, model_name, logger):
+    with registry_lock(settings, model_name, logger):
         settle(tracker, model_name)
         version = tracker.find_version(model_name, run_id)
         if version is None:

@@ -450,7 +450,7 @@ def s3_hangs(bench: Bench, seconds: float) -> Case:
         return _hangs(bench, seconds, pipeline, server, "S3 server")
 
 
-_WAITS = r"(?i)no answer from|waiting for|again in"
+_WAITS = r"(?i)no answer (from|for)|does not answer|waiting for|again in"
 
 
 def _hangs(bench: Bench, seconds: float, pipeline: Pipeline, server: MlflowServer | S3Server, what: str) -> Case:
