@@ -471,6 +471,8 @@ def _hangs(bench: Bench, seconds: float, pipeline: Pipeline, server: MlflowServe
         told = [line for line in attempt.written[since:].splitlines() if re.search(_WAITS, line)]
         expect(case, bool(told), f"at {point}: no word within {limit:.0f} s of what is waited for")
         case.saw = cell(told[-1].rpartition(" - ")[2]) if told else case.saw
+        if "does not answer" in case.saw:  # Its last word: it ends.
+            wait_until(lambda: attempt.is_over, SECONDS_TO_TELL * bench.load, "its end")  # noqa: B023
         if attempt.is_over:  # It may give up, before anything was paid for.
             status, _ = attempt.wait()
             expect(case, status == 1 and not point.epoch, f"at {point}: exit status {status}: {attempt.said()}")
