@@ -3,7 +3,7 @@
 # make test    every test, against real parts on this machine
 # make check   format, lint, types and import rules
 # make torture kill it at 50 points, stop, hang and break what it needs, and compare with an undisturbed run
-# make bench   the figures of the README, measured here
+# make bench   the figures of docs/figures.md, measured here
 # make clean   remove what runs made, never the environment
 # make lock    renew requirements.lock and requirements-cuda.lock
 

@@ -1,4 +1,4 @@
-"""Every figure of the README, measured on this machine: `make bench`, or `make bench ARGS="training"` for a part.
+"""Every figure of docs/figures.md, measured on this machine: `make bench`, or `make bench ARGS="training"` for a part.
 
     python -m tests.benchmarks [training] [pipeline] [upload] [history] [cluster] [--pairs 3] [--seeds 5]
 
