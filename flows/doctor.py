@@ -27,9 +27,9 @@ from functools import partial
 from infra.errors import PipelineError
 from infra.experiment_tracker import ExperimentTracker
 from infra.lease import POLL_SECONDS, Claims
-from infra.object_store import ObjectStore
 from infra.scratch import dead_folders
-from infra.settings import Settings, load_settings
+from infra.services import Services
+from infra.settings import load_settings
 from tasks.champion import CHAMPION, DECISION, PREVIOUS_CHAMPION
 from tasks.train_model import RUNS_FOLDER, close_orphans, discard_checkpoints
 from tasks.upload_dataset import delete_dataset, list_datasets
@@ -48,11 +48,11 @@ class Finding:
     """None: nothing is to be done here."""
 
 
-def examine(settings: Settings, tracker: ExperimentTracker, experiment: str, model_name: str) -> Iterator[Finding]:
+def examine(services: Services, experiment: str, model_name: str) -> Iterator[Finding]:
     """Everything that is unfinished and has no living owner."""
-    store = ObjectStore(settings.object_store_uri)
+    tracker, store = services.tracker, services.store
     claims = Claims(store)
-    look = partial(close_orphans, tracker, experiment, settings, LOGGER, dry_run=True, claims=claims)
+    look = partial(close_orphans, services, experiment, dry_run=True, claims=claims)
     look()
     if undecided := claims.undecided():
         LOGGER.warning("Watching for up to %g s whether trainings of other machines live", undecided[0].seconds)
@@ -93,7 +93,7 @@ def examine(settings: Settings, tracker: ExperimentTracker, experiment: str, mod
             yield Finding(f"checkpoints of run {run_id}, which is FINISHED", "remove them", discard)
         else:
             yield Finding(f"checkpoints of run {run_id}, {runs[run_id].status}", "the same training continues them")
-    for folder in dead_folders(settings.scratch_folder):
+    for folder in dead_folders(services.settings.scratch_folder):
         remove = partial(shutil.rmtree, folder, ignore_errors=True)
         yield Finding(f"working folder {folder} of a process that has died", "remove it", remove)
 
@@ -109,7 +109,8 @@ def main() -> int:
         settings = load_settings()
         tracker = ExperimentTracker(settings)
         tracker.check_reachable()
-        findings = list(examine(settings, tracker, options.experiment, options.model_name))
+        services = Services(settings, tracker)
+        findings = list(examine(services, options.experiment, options.model_name))
         for finding in findings:
             doing = options.repair and finding.repair
             sys.stdout.write(f"{finding.what}\n  -> {finding.remedy}{': done' if doing else ''}\n")

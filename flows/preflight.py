@@ -18,29 +18,29 @@ from infra.compute import (
     this_machine,
 )
 from infra.errors import ArgumentError, PipelineError
-from infra.experiment_tracker import ExperimentTracker
+from infra.services import Services
 from infra.settings import Settings, load_settings
 from infra.tracker_process import TrackerProcess
 from tasks.dataset_catalog import DatasetDescription, describe_dataset
 from tasks.download_artifacts import check_output_dir
 from tasks.program_run import PROGRAM
-from tasks.progress import Logger
 from tasks.train_model import find_finished, training_key, workload
 from tasks.training_program.hyperparameters import VALIDATION_IMAGES, Hyperparameters
 
+LOGGER = logging.getLogger(__name__)
+
 
 def preflight(
-    settings: Settings,
-    tracker: ExperimentTracker,
+    services: Services,
     target: Compute,
     dataset: str,
     hyperparameters: Hyperparameters,
     output_dir: Path,
 ) -> None:
     """Raise `UsageError`, `TrackerError` or `ComputeUnavailable` if the run cannot succeed, as far as one knows."""
-    fit_to_dataset(hyperparameters, describe_dataset(dataset, settings.dataset_catalog))
+    fit_to_dataset(hyperparameters, describe_dataset(dataset, services.settings.dataset_catalog))
     check_output_dir(output_dir)
-    tracker.check_reachable()
+    services.tracker.check_reachable()
     target.check()
 
 
@@ -50,7 +50,7 @@ def expected_key(settings: Settings, dataset: str, hyperparameters: Hyperparamet
     return training_key(description.sha256, fit_to_dataset(hyperparameters, description))
 
 
-def announce(settings: Settings, dataset: str, logger: Logger) -> None:
+def announce(settings: Settings, dataset: str) -> None:
     """Say in the log which services the run uses."""
     prefect_url = PREFECT_API_URL.value()
     description = describe_dataset(dataset, settings.dataset_catalog)
@@ -62,7 +62,7 @@ def announce(settings: Settings, dataset: str, logger: Logger) -> None:
         "Mirrors": ", ".join(map(without_secrets, mirrors)) or "none is needed",
         "Home": settings.home,
     }
-    logger.info("Services\n%s", "\n".join(f"  {name:<12}  {place}" for name, place in services.items()))
+    LOGGER.info("Services\n%s", "\n".join(f"  {name:<12}  {place}" for name, place in services.items()))
 
 
 def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription) -> Hyperparameters:
@@ -99,7 +99,7 @@ def start_early(
     settings = load_settings()
     key = expected_key(settings, dataset, hyperparameters)
     target = compute_target(compute, settings, accelerator, cluster, workload(settings, experiment, key))
-    preflight(settings, TrackerProcess(settings), target, dataset, hyperparameters, output_dir)
+    preflight(Services(settings, TrackerProcess(settings)), target, dataset, hyperparameters, output_dir)
     head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
 
 
@@ -132,7 +132,7 @@ def head_start(
                 target.stand_by(PROGRAM, "train")
         except (PipelineError, OSError) as error:
             # The step that needs it meets the same failure, and tells it.
-            logging.getLogger(__name__).debug("No head start: %s", error)
+            LOGGER.debug("No head start: %s", error)
 
     thread = Thread(target=look, name="head start", daemon=True)
     thread.start()

@@ -30,12 +30,11 @@ from typing import Any
 
 from infra.errors import ArgumentError, PipelineError, UsageError
 from infra.experiment_tracker import ExperimentTracker, Version
+from infra.services import Services
 from infra.settings import load_settings
 from tasks.champion import DECISION, MODEL_NAME, champions, history, standing
 from tasks.promote_version import promote
 from tasks.registration import OUTCOME
-
-LOGGER = logging.getLogger("promote")
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,8 @@ def answer(asked: argparse.Namespace) -> ChampionReport:
         )
     found: dict[str, Any] = {}
     if asked.version or asked.rollback:
-        found["done"] = promote(
-            asked.version, asked.model_name, person(), asked.although_refused, settings, tracker, LOGGER
-        )
+        services = Services(settings, tracker)
+        found["done"] = promote(asked.version, asked.model_name, person(), asked.although_refused, services)
     elif asked.as_of:
         moves = champions(history(tracker, asked.model_name), *period(asked.as_of))
         found |= {"as_of": asked.as_of, "champions": [move.as_dict() for move in moves]}
@@ -200,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.although_refused and not (asked.version or asked.rollback):
         commands.error("--although-refused goes with --version or --rollback")
     logging.basicConfig(format="%(message)s")
-    LOGGER.setLevel(logging.INFO)
+    logging.getLogger("tasks").setLevel(logging.INFO)
     try:
         report = answer(asked)
     except PipelineError as error:

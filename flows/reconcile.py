@@ -29,7 +29,7 @@ from infra.errors import PipelineError
 from infra.experiment_tracker import ExperimentTracker
 from infra.lease import Claims
 from infra.lock import is_held
-from infra.object_store import ObjectStore
+from infra.services import Services
 from infra.settings import Settings, load_settings
 from tasks.cancellation import UNREACHABLE, life_file, state_of
 from tasks.train_model import close_orphans
@@ -40,14 +40,14 @@ SECONDS_BETWEEN = 15.0
 DIED = "Its process died without a word"
 
 
-def look(settings: Settings, tracker: ExperimentTracker, suspects: set[str], claims: Claims) -> set[str]:
+def look(services: Services, suspects: set[str], claims: Claims) -> set[str]:
     """Close what was dead at the last look already, as `suspects` says, and return what is dead now.
 
     The second look leaves a worker the time to say more about the end of its run. Raises `PipelineError` or one of
     `UNREACHABLE`.
     """
-    dead = set()
-    for path in settings.locks_folder.glob(life_file(settings, "*").name):
+    dead, tracker = set(), services.tracker
+    for path in services.settings.locks_folder.glob(life_file(services.settings, "*").name):
         if is_held(path):
             continue
         flow_run_id = path.stem.removeprefix("flow-run-")
@@ -56,7 +56,7 @@ def look(settings: Settings, tracker: ExperimentTracker, suspects: set[str], cla
             _end_flow_run(flow_run_id)
             path.unlink(missing_ok=True)
     for experiment in tracker.experiments():
-        for run in close_orphans(tracker, experiment, settings, LOGGER, dry_run=True, claims=claims):
+        for run in close_orphans(services, experiment, dry_run=True, claims=claims):
             dead.add(run.run_id)
             if run.run_id in suspects:
                 cause = _cause(run.tags.get("prefect.flow_run_id", "none"))
@@ -110,13 +110,13 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = load_settings()
-    tracker = ExperimentTracker(settings)
+    services = Services(settings, ExperimentTracker(settings))
     suspects: set[str] = set()
-    claims = Claims(ObjectStore(settings.object_store_uri))
+    claims = Claims(services.store)
     try:
         while True:
             try:
-                suspects = look(settings, tracker, suspects, claims)
+                suspects = look(services, suspects, claims)
             except (PipelineError, *UNREACHABLE) as error:
                 LOGGER.warning("Looked in vain: %s", str(error).partition("\n")[0])
             time.sleep(SECONDS_BETWEEN)

@@ -1,12 +1,12 @@
 """What a run says at its end: an object for programs, a markdown artifact for the Prefect UI, lines for a terminal."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
@@ -16,6 +16,8 @@ from tasks.champion import standing
 from tasks.handoffs import Dataset, ModelVersion, TrainingRun
 from tasks.registration import GATE_DECISION, GATE_FLOW_RUN
 from tasks.train_model import PHASES
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def publish_report(
     try:
         create_markdown_artifact(_markdown(report, facts, links), description=f"Report: {_headline(report)}")
     except UNREACHABLE as error:
-        get_run_logger().warning("The report is not on the page of this flow run: %s", told_by_prefect(error))
+        LOGGER.warning("The report is not on the page of this flow run: %s", told_by_prefect(error))
     return report
 
 

@@ -23,17 +23,20 @@ if __name__ == "__main__":
     # Ahead of Prefect's import, to run beside it.
     infra.tracker_process.start()
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, TypeVar
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from pydantic import Field
 
 from flows.preflight import announce, expected_key, fit_to_dataset, head_start, preflight
 from flows.reporting import StepSeconds, TrainingReport, publish_report
+from flows.run_log import carry_lines
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
 from infra.errors import DatasetCorrupted
+from infra.services import Services
 from infra.settings import load_settings
 from infra.tracker_process import TrackerProcess
 from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
@@ -53,6 +56,8 @@ from tasks.upload_dataset import upload_dataset
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 ExperimentName = Annotated[str, Field(pattern=r"^\w[\w. -]{0,199}$")]
 T = TypeVar("T")
+LOGGER = logging.getLogger("flows.train_mnist")  # As a script and for a worker it has another name.
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -95,16 +100,18 @@ def train_mnist(
     retrain: bool = Field(False, description="Train even if a finished run has the same training key."),
     overwrite_dataset: bool = Field(False, description="Send the data set to the store even if it is there."),
 ) -> TrainingReport:
+    carry_lines()
     settings = load_settings()
-    tracker = TrackerProcess(settings)
+    services = Services(settings, TrackerProcess(settings))
+    tracker = services.tracker
     key = expected_key(settings, dataset, hyperparameters)
     target = compute_target(compute, settings, accelerator, cluster, workload(settings, experiment, key))
     machine = this_machine(settings, accelerator)
-    announce(settings, dataset, get_run_logger())
-    preflight(settings, tracker, target, dataset, hyperparameters, output_dir)
+    announce(settings, dataset)
+    preflight(services, target, dataset, hyperparameters, output_dir)
     head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
     seconds = StepSeconds()
-    with stop_when_cancelled(settings, get_run_logger()):
+    with stop_when_cancelled(settings):
         try:
             reason = partial(why_nothing_to_train, tracker, experiment, key, retrain)
             provisioned = provision_compute.submit(target, reason)
@@ -113,26 +120,26 @@ def train_mnist(
                 description = describe_dataset(files.name, settings.dataset_catalog)
                 hyperparameters = fit_to_dataset(hyperparameters, description)
             with seconds.step("upload"):
-                stored = upload_dataset(files, settings, overwrite_dataset)
+                stored = upload_dataset(files, services, overwrite_dataset)
             with seconds.step("provision"):
                 provisioned.result()
 
             # An upload compares sizes, for to read all of a data set at each run would cost what it saves. Who reads it
             # compares every byte, and what was damaged in the store is then sent again, from the checked download.
-            repair = partial(upload_dataset, files, settings, read_back=True)
+            repair = partial(upload_dataset, files, services, read_back=True)
             with seconds.step("train"):
                 train = partial(
                     train_model,
-                    *(stored, hyperparameters, target, machine, accelerator, experiment, retrain, settings, tracker),
+                    *(stored, hyperparameters, target, machine, accelerator, experiment, retrain, services),
                 )
                 run = once_repaired(train, repair)
             with seconds.step("register"):
                 rules = GateRules(gate, recall_floor)
-                register = partial(register_model, run, stored, model_name, rules, machine, settings, tracker)
+                register = partial(register_model, run, stored, model_name, rules, machine, services)
                 version = once_repaired(register, repair)
             with seconds.step("download artifacts"):
                 folder = filled_in(output_dir, version)
-                once_repaired(partial(download_artifacts, version, stored, folder, machine, settings, tracker), repair)
+                once_repaired(partial(download_artifacts, version, stored, folder, machine, services), repair)
         except BaseException as error:
             if not isinstance(error, Exception):  # Ctrl-C, SIGTERM, Prefect's cancelling.
                 tracker.hurry()
@@ -141,7 +148,7 @@ def train_mnist(
             target.release()
             machine.release()
     if reminder := closing_reminder(dataset, files):
-        get_run_logger().warning(reminder)
+        LOGGER.warning(reminder)
     return publish_report(run, version, stored, str(folder), seconds, tracker)
 
 

@@ -10,6 +10,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,7 +26,8 @@ from prefect.states import Cancelled
 
 from infra.lock import hold
 from infra.settings import Settings
-from tasks.progress import Logger
+
+LOGGER = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
 
@@ -63,7 +66,7 @@ def life_file(settings: Settings, flow_run_id: str) -> Path:
 
 
 @contextmanager
-def stop_when_cancelled(settings: Settings, logger: Logger) -> Iterator[None]:
+def stop_when_cancelled(settings: Settings) -> Iterator[None]:
     """While the block runs, stop this process with SIGTERM once its flow run is cancelled or taken for dead."""
     flow_run_id = runtime.flow_run.id
     # A temporary server has no UI, and ends with us.
@@ -71,7 +74,9 @@ def stop_when_cancelled(settings: Settings, logger: Logger) -> Iterator[None]:
         yield
         return
     ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(flow_run_id, ended, logger), name="cancellation", daemon=True)
+    # In this context, where Prefect finds the flow run that a line belongs to.
+    watching = partial(copy_context().run, _watch, flow_run_id, ended)
+    watch = threading.Thread(target=watching, name="cancellation", daemon=True)
     life = life_file(settings, flow_run_id)
     if life not in _lives:
         # Not let go at the end of the block: the engine has yet to tell Prefect how the run ended.
@@ -93,7 +98,7 @@ def _without_a_false_end(record: logging.LogRecord) -> bool:
     return True
 
 
-def _watch(flow_run_id: str, ended: threading.Event, logger: Logger) -> None:
+def _watch(flow_run_id: str, ended: threading.Event) -> None:
     seen = 0
     while not ended.wait(POLL_SECONDS):
         try:
@@ -104,7 +109,7 @@ def _watch(flow_run_id: str, ended: threading.Event, logger: Logger) -> None:
         seen = seen + 1 if over else 0
         # Seen thrice: who stops it otherwise (the worker, within a second or two) has not.
         if seen == 3 and state is not None:
-            logger.warning("Prefect says of this flow run: %s. It stops.", state.name)
+            LOGGER.warning("Prefect says of this flow run: %s. It stops.", state.name)
             if state.is_cancelling():
                 _told_to_stop.set()
             os.kill(os.getpid(), signal.SIGTERM)

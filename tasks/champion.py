@@ -15,6 +15,7 @@ compared with each other.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,9 +25,9 @@ from typing import Any, Literal
 from infra.experiment_tracker import ExperimentTracker, Version
 from infra.lease import claimant, hold_lease
 from infra.lock import hold
-from infra.object_store import ObjectStore
-from infra.settings import Settings
-from tasks.progress import Logger
+from infra.services import Services
+
+LOGGER = logging.getLogger(__name__)
 
 MODEL_NAME = r"^\w[\w.-]{0,199}$"
 """What a registered model may be called. It becomes a folder's name: it does not begin with a dot."""
@@ -108,19 +109,20 @@ def standing(tracker: ExperimentTracker, model_name: str) -> Standing:
 
 
 @contextmanager
-def registry_lock(settings: Settings, model_name: str, logger: Logger) -> Iterator[None]:
+def registry_lock(services: Services, model_name: str) -> Iterator[None]:
     """Keep others, here and on machines that share the store, from registering and promoting versions of this model.
 
     Raises `ObjectStoreError` if the store refuses or cannot be reached.
     """
 
     def on_wait(holder: str) -> None:
-        logger.info("The champion of %s is being decided on already, by %s; waiting for it", model_name, holder)
+        LOGGER.info("The champion of %s is being decided on already, by %s; waiting for it", model_name, holder)
 
     lease = f"registry-{hashlib.sha256(model_name.encode()).hexdigest()[:16]}"
+    locks = services.settings.locks_folder
     with (
-        hold(settings.locks_folder / f"registry-{model_name}.lock", on_wait),
-        hold_lease(ObjectStore(settings.object_store_uri), lease, claimant(settings.locks_folder), on_wait),
+        hold(locks / f"registry-{model_name}.lock", on_wait),
+        hold_lease(services.store, lease, claimant(locks), on_wait),
     ):
         yield
 

@@ -1,6 +1,7 @@
 """Step: bring a version's files to this machine, and see that they are the model that the run trained."""
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -8,20 +9,22 @@ from collections.abc import Set
 from glob import escape
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from infra.compute import Compute
 from infra.errors import ArgumentError, ModelMismatch
-from infra.experiment_tracker import ExperimentTracker, Run
+from infra.experiment_tracker import Run
 from infra.lock import hold
+from infra.services import Services
 from infra.settings import Settings
 from tasks.handoffs import Dataset, ModelVersion
-from tasks.progress import Logger
 from tasks.retrying import is_worth_a_retry
 from tasks.saved_model import MODEL_FILES, ask_program, fetch_model, holds_exactly, model_files, names
 from tasks.training_program.dataset_files import BadDataset, bytes_entry, manifest_bytes, parse_manifest
+
+LOGGER = logging.getLogger(__name__)
 
 
 @task(
@@ -36,20 +39,19 @@ def download_artifacts(
     dataset: Dataset,
     output_dir: Path,
     machine: Compute,
-    settings: Settings,
-    tracker: ExperimentTracker,
+    services: Services,
 ) -> Path:
     """Every file of the version's model in `output_dir`, verified there; nothing is copied if they are there.
 
     `machine` is where the downloaded model predicts the test set. Raises `ModelMismatch` if the files, or the
     accuracy that they give, are not those of the run; `output_dir` is then as it was before.
     """
-    logger = get_run_logger()
+    settings, tracker = services.settings, services.tracker
     run = tracker.get_run(version.run_id)
     files = model_files(tracker, run, settings.scratch_folder)
 
     def on_wait(holder: str) -> None:
-        logger.info("%s brings a model to %s; waiting for it", holder.capitalize(), output_dir)
+        LOGGER.info("%s brings a model to %s; waiting for it", holder.capitalize(), output_dir)
 
     with hold(_lock_file(output_dir, settings), on_wait):
         # What a killed process left, of whichever version.
@@ -57,7 +59,7 @@ def download_artifacts(
             shutil.rmtree(leftover, ignore_errors=True)
         manifest = manifest_bytes(files)
         if holds_exactly(output_dir, [*files, bytes_entry(MODEL_FILES, manifest)]):
-            logger.info("%s holds the files of version %d already, each with its digest", output_dir, version.version)
+            LOGGER.info("%s holds the files of version %d already, each with its digest", output_dir, version.version)
             return output_dir
         check_output_dir(output_dir, {file.name for file in files})
         output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +69,8 @@ def download_artifacts(
             model = incoming / "model"
             fetch_model(tracker, run, files, model)
             for file in files:
-                logger.info("models:/%s/%d/%s -> %s", version.name, version.version, file.name, output_dir / file.name)
-            _verify(model, dataset, run, machine, logger)
+                LOGGER.info("models:/%s/%d/%s -> %s", version.name, version.version, file.name, output_dir / file.name)
+            _verify(model, dataset, run, machine)
             (model / MODEL_FILES).write_bytes(manifest)
             _put_in_place(model, output_dir, incoming / "previous")
         finally:
@@ -123,15 +125,15 @@ def _listed(folder: Path) -> set[str]:
         return set()
 
 
-def _verify(model: Path, dataset: Dataset, run: Run, machine: Compute, logger: Logger) -> None:
+def _verify(model: Path, dataset: Dataset, run: Run, machine: Compute) -> None:
     arguments = ("predict", f"--model={model.absolute()}", f"--data-folder={dataset.uri}")
-    found, expected = ask_program(machine, arguments, logger).get("test_accuracy"), run.metrics["test_accuracy"]
+    found, expected = ask_program(machine, arguments).get("test_accuracy"), run.metrics["test_accuracy"]
     if found != expected:
         raise ModelMismatch(
             f"The downloaded model of run {run.run_id} has test accuracy {found}, and the run logged {expected}.\n"
             "The files have the right digests, so the libraries differ from those that trained: see the run's tags."
         )
-    logger.info("The downloaded model has the run's test accuracy, %.4f", expected)
+    LOGGER.info("The downloaded model has the run's test accuracy, %.4f", expected)
 
 
 def _put_in_place(model: Path, output_dir: Path, previous: Path) -> None:

@@ -1,5 +1,6 @@
 """The step "download": the files of a data set on this machine, checked; offline, a sample of them."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -9,7 +10,7 @@ from shutil import rmtree
 from threading import Event
 from typing import Literal, NamedTuple
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
@@ -30,10 +31,12 @@ from infra.mirror import (
 from infra.settings import Settings
 from tasks.dataset_catalog import DatasetDescription, describe_dataset, sample_of
 from tasks.handoffs import DatasetFiles
-from tasks.progress import Logger, byte_progress
+from tasks.progress import byte_progress
 from tasks.retrying import is_worth_a_retry
 from tasks.sample_dataset import write_sample
 from tasks.training_program.dataset_files import CLASSES, FILE_NAMES, BadDataset, FileEntry, file_entry, read_idx
+
+LOGGER = logging.getLogger(__name__)
 
 IfUnreachable = Literal["fail", "sample"]
 
@@ -48,13 +51,12 @@ IfUnreachable = Literal["fail", "sample"]
 )
 def download_dataset(name: str, settings: Settings, if_unreachable: IfUnreachable = "fail") -> DatasetFiles:
     """The files of the data set `name` on this machine; see `obtain_dataset`."""
-    return obtain_dataset(name, settings, get_run_logger(), if_unreachable)
+    return obtain_dataset(name, settings, if_unreachable)
 
 
 def obtain_dataset(
     name: str,
     settings: Settings,
-    logger: Logger,
     if_unreachable: IfUnreachable = "fail",
     limits: Limits = DEFAULT_LIMITS,
 ) -> DatasetFiles:
@@ -71,7 +73,7 @@ def obtain_dataset(
     """
     dataset = describe_dataset(name, settings.dataset_catalog)
     if dataset.sample_of:
-        return _prepare(dataset, settings, logger, partial(_write_sample, dataset))
+        return _prepare(dataset, settings, partial(_write_sample, dataset))
     mirrors = tuple(dict.fromkeys(settings.dataset_mirrors or dataset.mirrors))
     if not mirrors:
         raise SettingsError(
@@ -79,9 +81,7 @@ def obtain_dataset(
             "Add one there, or set MNIST_MIRRORS to a folder or an address that holds its files."
         )
     try:
-        return _prepare(
-            dataset, settings, logger, partial(_download, dataset, mirrors, settings.dataset_catalog, logger, limits)
-        )
+        return _prepare(dataset, settings, partial(_download, dataset, mirrors, settings.dataset_catalog, limits))
     except NoMirrorReachable as error:
         sample = sample_of(name, settings.dataset_catalog)
         if sample is None:
@@ -90,8 +90,8 @@ def obtain_dataset(
             raise NoMirrorReachable(
                 f'{error}\nOr go on with the sample {sample.name}: if_unreachable="sample".'
             ) from error
-        logger.warning(_fallback_notice(dataset, sample, error))
-        return _prepare(sample, settings, logger, partial(_write_sample, sample))
+        LOGGER.warning(_fallback_notice(dataset, sample, error))
+        return _prepare(sample, settings, partial(_write_sample, sample))
 
 
 def closing_reminder(asked_for: str, used: DatasetFiles) -> str | None:
@@ -120,19 +120,19 @@ class _Failure(NamedTuple):
 
 
 def _prepare(
-    dataset: DatasetDescription, settings: Settings, logger: Logger, obtain: Callable[[Path, list[FileEntry]], None]
+    dataset: DatasetDescription, settings: Settings, obtain: Callable[[Path, list[FileEntry]], None]
 ) -> DatasetFiles:
     """The data set's folder after `obtain(folder, entries)` brought what is missing or not intact."""
     folder = settings.datasets_folder / dataset.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = settings.locks_folder / f"dataset-{dataset.name}.lock"
-        with hold(lock, lambda holder: logger.info("Waiting: %s is at work on %s", holder, folder)):
-            missing = [entry for entry in dataset.files if not _is_intact(folder / entry.name, entry, logger)]
+        with hold(lock, lambda holder: LOGGER.info("Waiting: %s is at work on %s", holder, folder)):
+            missing = [entry for entry in dataset.files if not _is_intact(folder / entry.name, entry)]
             if missing:
                 obtain(folder, missing)
             else:
-                logger.info("%s is there and intact: %s", dataset.name, folder)
+                LOGGER.info("%s is there and intact: %s", dataset.name, folder)
     except OSError as error:
         raise SettingsError(
             f"The data set {dataset.name} cannot be kept in {folder}: {error}\n"
@@ -141,12 +141,12 @@ def _prepare(
     return DatasetFiles(dataset.name, dataset.sha256, folder)
 
 
-def _is_intact(path: Path, entry: FileEntry, logger: Logger) -> bool:
+def _is_intact(path: Path, entry: FileEntry) -> bool:
     if not path.exists():
         return False
     if path.stat().st_size == entry.size and file_entry(path) == entry:
         return True
-    logger.warning("%s is not the file that the catalog describes: removed", path)
+    LOGGER.warning("%s is not the file that the catalog describes: removed", path)
     path.unlink()
     return False
 
@@ -155,7 +155,6 @@ def _download(
     dataset: DatasetDescription,
     mirrors: tuple[str, ...],
     catalog: Path,
-    logger: Logger,
     limits: Limits,
     folder: Path,
     entries: list[FileEntry],
@@ -184,13 +183,13 @@ def _download(
             except MirrorError as error:
                 failures.append(_Failure(mirror, entry.name, error))
                 if not isinstance(error, MirrorUnreachable):
-                    logger.warning("%s %s", without_secrets(address), error)
+                    LOGGER.warning("%s %s", without_secrets(address), error)
         return False
 
     total = sum(entry.size for entry in entries)
     title = f"Downloading {dataset.name}"
-    logger.info("%s: %d files, %.1f MB, into %s", title, len(entries), total / 1e6, folder)
-    with byte_progress(title, total, logger) as advance, ThreadPoolExecutor(len(entries)) as pool:
+    LOGGER.info("%s: %d files, %.1f MB, into %s", title, len(entries), total / 1e6, folder)
+    with byte_progress(title, total) as advance, ThreadPoolExecutor(len(entries)) as pool:
         # Each thread in this context, where Prefect finds the task run that progress belongs to.
         futures = {entry.name: pool.submit(copy_context().run, fetch, entry, advance) for entry in entries}
         try:
@@ -200,10 +199,10 @@ def _download(
             raise
     if len(delivered) < len(entries):
         raise _not_delivered(dataset, failures, delivered)
-    logger.info("Downloaded and checked: %s", folder)
+    LOGGER.info("Downloaded and checked: %s", folder)
     unreachable = [failure for failure in failures if isinstance(failure.error, MirrorUnreachable)]
     if unreachable:
-        logger.warning("Not every mirror could be reached:\n%s", _answers(unreachable))
+        LOGGER.warning("Not every mirror could be reached:\n%s", _answers(unreachable))
 
 
 def _check_idx(dataset: DatasetDescription, name: str, catalog: Path, path: Path) -> None:

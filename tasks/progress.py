@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
-from typing import Any
 from uuid import UUID
 
-Logger = logging.Logger | logging.LoggerAdapter[Any]
+LOGGER = logging.getLogger(__name__)
 
 SECONDS_BEFORE_FIRST = 2.0
 """Work that ends sooner shows no line and no artifact: they would only be noise."""
@@ -41,12 +40,11 @@ class ProgressArtifact:
 
 
 @contextmanager
-def byte_progress(title: str, total: int, logger: Logger) -> Iterator[Callable[[int], None]]:
+def byte_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function to call, from any thread, with the number of bytes that were just done.
 
     `total` is in bytes. A negative number takes back what had to be thrown away.
     """
-    # Not above: a command without steps takes nothing but the name of a logger from here, and starts without Prefect.
     from prefect.context import FlowRunContext, TaskRunContext
     from tqdm import tqdm
 
@@ -71,7 +69,7 @@ def byte_progress(title: str, total: int, logger: Logger) -> Iterator[Callable[[
                 shown = now
                 percent = 100 * done / total if total else 100.0
                 if not terminal:
-                    logger.info("%s: %.0f %% of %.1f MB", title, percent, total / 1e6)
+                    LOGGER.info("%s: %.0f %% of %.1f MB", title, percent, total / 1e6)
                 if in_task_run:
                     artifact.show(percent)
 

@@ -2,9 +2,8 @@
 
 from infra.errors import ArgumentError, PromotionRefused
 from infra.experiment_tracker import ExperimentTracker, Version
-from infra.settings import Settings
+from infra.services import Services
 from tasks.champion import CHAMPION, DECISION, PREVIOUS_CHAMPION, move_champion, registry_lock, settle
-from tasks.progress import Logger
 from tasks.registration import GATE_DECISION, OUTCOME, check_intact, record_decision
 
 
@@ -13,9 +12,7 @@ def promote(
     model_name: str,
     person: str,
     although_refused: bool,
-    settings: Settings,
-    tracker: ExperimentTracker,
-    logger: Logger,
+    services: Services,
 ) -> str:
     """Make a version champion at the word of `person`, not of the gate; None: the previous champion once more.
 
@@ -23,7 +20,8 @@ def promote(
     was made from a sample or, unless `although_refused`, if the gate decided against it, `RunNotRegistrable` if it
     lacks what a version must have, `ModelMismatch` if its files are not those of its run.
     """
-    with registry_lock(settings, model_name, logger):
+    tracker = services.tracker
+    with registry_lock(services, model_name):
         settle(tracker, model_name)
         champion = tracker.version_by_alias(model_name, CHAMPION)
         version = _wanted(tracker, model_name, number)
@@ -43,7 +41,7 @@ def promote(
                 f"Its numbers are kept with run {version.run_id}, in gate/. To make it champion all the same, add\n"
                 "--although-refused, which is recorded."
             )
-        check_intact(tracker, run, settings.scratch_folder)
+        check_intact(tracker, run, services.settings.scratch_folder)
         place = f" in place of version {champion.version}" if champion else ""
         how = "promoted" if number else "rolled back"
         although = ", although the gate had decided against it" if refusal else ""

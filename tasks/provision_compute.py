@@ -1,11 +1,14 @@
 """Step: get the compute ready, beside the download and the upload."""
 
+import logging
 from collections.abc import Callable
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from infra.compute import Compute, ComputeDescription
+
+LOGGER = logging.getLogger(__name__)
 
 
 @task(name="provision compute", cache_policy=NO_CACHE)
@@ -14,10 +17,9 @@ def provision_compute(target: Compute, nothing_to_train: Callable[[], str | None
 
     Nothing is provisioned, and None returned, where `nothing_to_train` has a reason.
     """
-    logger = get_run_logger()
     if reason := nothing_to_train():
-        logger.info("No compute is asked for: %s", reason)
+        LOGGER.info("No compute is asked for: %s", reason)
         return None
-    description = target.provision(logger.info)
-    logger.info("Compute: %s", description)
+    description = target.provision(LOGGER.info)
+    LOGGER.info("Compute: %s", description)
     return description

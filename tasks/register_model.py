@@ -1,14 +1,12 @@
 """Step: make a model version of a finished run, and decide at the gate whether it becomes the champion."""
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from infra.compute import Compute
-from infra.experiment_tracker import ExperimentTracker
-from infra.object_store import ObjectStore
-from infra.settings import Settings
+from infra.services import Services
 from tasks.gate import GateRules
 from tasks.handoffs import Dataset, ModelVersion, TrainingRun
 from tasks.registration import register
@@ -29,13 +27,11 @@ def register_model(
     model_name: str,
     rules: GateRules,
     machine: Compute,
-    settings: Settings,
-    tracker: ExperimentTracker,
+    services: Services,
 ) -> ModelVersion:
     """The version of `model_name` that was made from this run, see `register`."""
-    logger = get_run_logger()
     flow_run_id = str(flow_run.id)
-    version = register(run.run_id, dataset.uri, model_name, rules, machine, flow_run_id, settings, tracker, logger)
+    version = register(run.run_id, dataset.uri, model_name, rules, machine, flow_run_id, services)
     # Not before: until the version exists, a rerun may have to continue this very run.
-    discard_checkpoints(ObjectStore(settings.object_store_uri), version.run_id)
+    discard_checkpoints(services.store, version.run_id)
     return ModelVersion(version.name, version.version, version.run_id)

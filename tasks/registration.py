@@ -6,6 +6,7 @@ person did afterwards; `champion_decision` says what was decided last.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,12 @@ from infra.compute import Compute
 from infra.errors import PipelineError, RunNotRegistrable
 from infra.experiment_tracker import ExperimentTracker, Run, Version
 from infra.scratch import temporary_folder
-from infra.settings import Settings
+from infra.services import Services
 from tasks.champion import CHAMPION, DECISION, MOMENT, history, move_champion, registry_lock, settle
 from tasks.gate import Comparison, Decision, GateRules, decide
-from tasks.progress import Logger
 from tasks.saved_model import ask_program, fetch_model, model_files
+
+LOGGER = logging.getLogger(__name__)
 
 OUTCOME = "gate_outcome"
 """Tag of a version: `promoted`, `kept` (the champion was), or `not compared`: the next run tries again."""
@@ -57,9 +59,7 @@ def register(
     rules: GateRules,
     machine: Compute,
     flow_run_id: str,
-    settings: Settings,
-    tracker: ExperimentTracker,
-    logger: Logger,
+    services: Services,
 ) -> Version:
     """The version of `model_name` that was made from the run, and decided about: a new one, or the one that exists.
 
@@ -67,18 +67,19 @@ def register(
     if the run is not FINISHED or lacks what a version must have. Whatever else keeps the two from being compared leaves
     the champion in its place.
     """
+    tracker = services.tracker
     run = tracker.get_run(run_id)
     model_id = check_registrable(run)
-    with registry_lock(settings, model_name, logger):
+    with registry_lock(services, model_name):
         settle(tracker, model_name)
         version = tracker.find_version(model_name, run_id)
         if version is None:
             version = tracker.create_version(model_name, run, model_id, version_tags(run))
-            logger.info("Registered run %s as version %d of %s", run_id, version.version, model_name)
+            LOGGER.info("Registered run %s as version %d of %s", run_id, version.version, model_name)
         else:
-            logger.info("Run %s is version %d of %s already", run_id, version.version, model_name)
+            LOGGER.info("Run %s is version %d of %s already", run_id, version.version, model_name)
         if _is_open(version):
-            _decide_and_move(version, run, data_folder, rules, machine, flow_run_id, settings, tracker, logger)
+            _decide_and_move(version, run, data_folder, rules, machine, flow_run_id, services)
     return version
 
 
@@ -154,10 +155,9 @@ def _decide_and_move(
     rules: GateRules,
     machine: Compute,
     flow_run_id: str,
-    settings: Settings,
-    tracker: ExperimentTracker,
-    logger: Logger,
+    services: Services,
 ) -> None:
+    tracker = services.tracker
     # The decision's files first, then the gate's tags, then the aliases or, if they stay, the tag that ends it: killed
     # before the move has begun, the next call decides again; after that, `settle` has ended what is decided here.
     for _ in range(ATTEMPTS):
@@ -165,7 +165,7 @@ def _decide_and_move(
         if champion and champion.version == version.version:
             sentence = history(tracker, version.name)[-1].reason
             break
-        decision = _decide(run, champion, data_folder, rules, machine, settings, tracker, logger)
+        decision = _decide(run, champion, data_folder, rules, machine, services)
         sentence = _sentence(version, champion, decision)
         file = record_decision(tracker, version, champion, _facts(rules, decision), sentence)
         tags = {GATE_DECISION: sentence, GATE_FLOW_RUN: flow_run_id}
@@ -175,16 +175,16 @@ def _decide_and_move(
         now = tracker.version_by_alias(version.name, CHAMPION)
         if (now and now.version) == (champion and champion.version):
             move_champion(tracker, version, champion, f"the gate, run {version.run_id}", sentence, file)
-            logger.info("%s", sentence)
+            LOGGER.info("%s", sentence)
             return
-        logger.info("The champion has changed meanwhile: %s is compared with the new one", version.uri)
+        LOGGER.info("The champion has changed meanwhile: %s is compared with the new one", version.uri)
     else:
         sentence = (
             f"Version {version.version} is not champion: the champion changed {ATTEMPTS} times while it was compared"
         )
         tracker.set_version_tags(version, {OUTCOME: "not compared", GATE_DECISION: sentence})
     tracker.set_version_tags(version, {DECISION: sentence})
-    logger.info("%s", sentence)
+    LOGGER.info("%s", sentence)
 
 
 def _decide(
@@ -193,9 +193,7 @@ def _decide(
     data_folder: str,
     rules: GateRules,
     machine: Compute,
-    settings: Settings,
-    tracker: ExperimentTracker,
-    logger: Logger,
+    services: Services,
 ) -> Decision:
     if run.tags["dataset_sample_of"]:
         return Decision("kept", f"it was made from {run.tags['dataset']}, a sample")
@@ -205,13 +203,13 @@ def _decide(
     if champion and champion.tags.get("test_set_sha256") != test_set:
         return _other_test_set(test_set, champion.tags.get("test_set_sha256", "unknown"), "of the champion")
     try:
-        with temporary_folder(settings.scratch_folder) as scratch:
-            fetch_registered(tracker, run, scratch / "challenger")
+        with temporary_folder(services.settings.scratch_folder) as scratch:
+            fetch_registered(services.tracker, run, scratch / "challenger")
             if champion is None:
                 return Decision("promoted", "there was none")
-            fetch_registered(tracker, tracker.get_run(champion.run_id), scratch / "champion")
+            fetch_registered(services.tracker, services.tracker.get_run(champion.run_id), scratch / "champion")
             models = (f"--model={name}={scratch}/{name}" for name in ("champion", "challenger"))
-            scores = ask_program(machine, ("score", *models, f"--data-folder={data_folder}"), logger)
+            scores = ask_program(machine, ("score", *models, f"--data-folder={data_folder}"))
     except (PipelineError, OSError) as error:
         return Decision("not compared", f"{type(error).__name__}: {error}")
     if scores["test_set_sha256"] != test_set:

@@ -1,6 +1,7 @@
 """A run's model as files: fetched, compared with what the run logged, and tried by the training program."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from infra.errors import ModelMismatch, TrainingFailed
 from infra.experiment_tracker import ExperimentTracker, Run
 from infra.scratch import temporary_folder
 from tasks.program_run import PROGRAM, ProgramRun
-from tasks.progress import Logger
 from tasks.training_program.dataset_files import BadDataset, FileEntry, dataset_sha256, file_entry, parse_manifest
+
+LOGGER = logging.getLogger(__name__)
 
 MODEL_FILES = "model_files.json"
 """Artifact of a run: the manifest of its model's files, whose SHA-256 is the run's tag `model_sha256`."""
@@ -77,7 +79,7 @@ def _differences(folder: Path, files: list[FileEntry]) -> str:
     return "\n".join(lines)
 
 
-def ask_program(machine: Compute, arguments: tuple[str, ...], logger: Logger) -> dict[str, Any]:
+def ask_program(machine: Compute, arguments: tuple[str, ...]) -> dict[str, Any]:
     """What the training program answers when it is run with these arguments; its other lines go to the log.
 
     Raises as `ProgramRun.lines` does, and `TrainingFailed` if there is no answer.
@@ -85,7 +87,7 @@ def ask_program(machine: Compute, arguments: tuple[str, ...], logger: Logger) ->
     run = ProgramRun(machine, Job(PROGRAM, arguments))
     for line in run.lines():
         if run.last_words is None:
-            logger.info(line)
+            LOGGER.info(line)
     try:
         return dict(json.loads((run.last_words or [""])[0]))
     except (ValueError, TypeError) as error:

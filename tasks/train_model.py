@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import time
@@ -11,7 +12,7 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
@@ -23,6 +24,7 @@ from infra.experiment_tracker import ExperimentTracker, Run
 from infra.lease import Claims, Lease, claimant, hold_lease
 from infra.lock import hold, is_held
 from infra.object_store import ObjectStore
+from infra.services import Services
 from infra.settings import PROJECT_ROOT, Settings
 from infra.source_code import source_state
 from infra.terminal import Stopped
@@ -30,8 +32,10 @@ from tasks.cancellation import is_cancelled
 from tasks.dataset_catalog import describe_dataset
 from tasks.handoffs import Dataset, TrainingRun
 from tasks.program_run import PROGRAM, ProgramRun
-from tasks.progress import Logger, ProgressArtifact
+from tasks.progress import ProgressArtifact
 from tasks.training_program.hyperparameters import Hyperparameters
+
+LOGGER = logging.getLogger(__name__)
 
 COMPUTING_LIBRARIES = ("keras", "tensorflow", "numpy")
 """Those whose version can change the resulting weights."""
@@ -106,8 +110,7 @@ def train_model(
     accelerator: Accelerator,
     experiment: str,
     retrain: bool,
-    settings: Settings,
-    tracker: ExperimentTracker,
+    services: Services,
 ) -> TrainingRun:
     """Train on `target` and return the finished MLflow run, or the finished run that had the same key.
 
@@ -116,17 +119,17 @@ def train_model(
     without a result, raises as `ProgramRun.lines` does; the run is then FAILED, or KILLED if this process was told to
     stop. Raises `LeaseLost` if another process has taken over meanwhile; the run is then that one's.
     """
-    logger = get_run_logger()
+    settings, tracker = services.settings, services.tracker
     key = training_key(dataset.sha256, hyperparameters)
 
     def on_wait(holder: str) -> None:
-        logger.info("The same is being trained already, by %s; waiting for it to end", holder)
+        LOGGER.info("The same is being trained already, by %s; waiting for it to end", holder)
 
     def finished() -> TrainingRun | None:
         run = None if retrain else find_finished(tracker, experiment, key)
         if run is None:
             return None
-        logger.info(
+        LOGGER.info(
             "Nothing that decides the weights has changed since run %s (training key %s): it is used again, "
             "nothing is trained. --retrain trains all the same.",
             run.run_id,
@@ -138,43 +141,40 @@ def train_model(
 
     # The lock for this machine, where a dead holder is known at once; the lease for all that share the store.
     with hold(_lock_file(settings, key), on_wait):
-        close_orphans(tracker, experiment, settings, logger)
+        close_orphans(services, experiment)
         if reused := finished():
             return reused
-        store = ObjectStore(settings.object_store_uri)
-        with hold_lease(store, _lease_name(key), claimant(settings.locks_folder), on_wait) as lease:
+        with hold_lease(services.store, _lease_name(key), claimant(settings.locks_folder), on_wait) as lease:
             if lease.waited and (reused := finished()):
                 return reused
-            run_id = _open_run(tracker, experiment, key, dataset, settings, lease, logger)
-            with _closing(tracker, run_id, lease, logger):
+            run_id = _open_run(services, experiment, key, dataset, lease)
+            with _closing(tracker, run_id, lease):
                 unfinished = COMPLETE not in tracker.get_run(run_id).tags
                 log_file = _log_file(settings, run_id)
                 phases = {}
                 if unfinished:
-                    arguments = _arguments(dataset, hyperparameters, accelerator, run_id, settings, target.cache, lease)
+                    arguments = _arguments(
+                        dataset, hyperparameters, accelerator, run_id, services.store, target.cache, lease
+                    )
                     job = Job(PROGRAM, arguments, _gpu_seconds(tracker, run_id))
                     _record_source(tracker, run_id)
                     try:
-                        phases = _run_program(target, machine, job, log_file, logger, hyperparameters.epochs)
+                        phases = _run_program(target, machine, job, log_file, hyperparameters.epochs)
                     finally:
-                        _record_cost(target, tracker, run_id, logger)
+                        _record_cost(target, tracker, run_id)
                 _post_process(tracker, run_id, log_file, phases)
     return TrainingRun(run_id, reused=False)
 
 
 def close_orphans(
-    tracker: ExperimentTracker,
-    experiment: str,
-    settings: Settings,
-    logger: Logger,
-    dry_run: bool = False,
-    claims: Claims | None = None,
+    services: Services, experiment: str, dry_run: bool = False, claims: Claims | None = None
 ) -> list[Run]:
     """The runs that say RUNNING and whose process has died; set to KILLED, unless `dry_run`.
 
     On this machine alive is who holds the lock of the run's training key. Of other machines' runs the lease in the
     store tells, to those who have watched it for a while: to callers that keep `claims` from one look to the next.
     """
+    settings, tracker = services.settings, services.tracker
     here = claimant(settings.locks_folder) if settings.locks_folder.exists() else None
 
     def has_died(run: Run) -> bool:
@@ -190,7 +190,7 @@ def close_orphans(
     for run in orphans:
         if not dry_run:
             tracker.end_run(run.run_id, "KILLED", "its process died without a word, a later run found it so")
-            logger.info("Closed run %s as KILLED: its process has died", run.run_id)
+            LOGGER.info("Closed run %s as KILLED: its process has died", run.run_id)
     return orphans
 
 
@@ -202,15 +202,8 @@ def _lock_file(settings: Settings, key: str) -> Path:
     return settings.locks_folder / f"training-{key[:16]}.lock"
 
 
-def _open_run(
-    tracker: ExperimentTracker,
-    experiment: str,
-    key: str,
-    dataset: Dataset,
-    settings: Settings,
-    lease: Lease,
-    logger: Logger,
-) -> str:
+def _open_run(services: Services, experiment: str, key: str, dataset: Dataset, lease: Lease) -> str:
+    settings, tracker = services.settings, services.tracker
     # A profile of Prefect's may have an address with a login.
     page = without_secrets(flow_run.ui_url or "")
     tags = {
@@ -233,15 +226,15 @@ def _open_run(
     for run in tracker.find_runs(experiment, {"training_key": key}):
         if run.status == "RUNNING" and not lease.follows(run.tags.get(LEASE, lease.name)):
             # Its lease was never in this store: it may be alive, and write to a store of its own.
-            logger.warning(
+            LOGGER.warning(
                 "Run %s has this key as well, and is RUNNING with another store; it is left alone", run.run_id
             )
         elif run.status != "FINISHED":
-            logger.info("Continuing run %s, which an earlier attempt left %s", run.run_id, run.status)
+            LOGGER.info("Continuing run %s, which an earlier attempt left %s", run.run_id, run.status)
             tracker.continue_run(run.run_id, tags)
             return run.run_id
     run_id = tracker.start_run(experiment, f"{dataset.name}-{key[:8]}", tags)
-    logger.info("Started run %s in experiment %s", run_id, experiment)
+    LOGGER.info("Started run %s in experiment %s", run_id, experiment)
     return run_id
 
 
@@ -250,7 +243,7 @@ def _arguments(
     hyperparameters: Hyperparameters,
     accelerator: Accelerator,
     run_id: str,
-    settings: Settings,
+    store: ObjectStore,
     cache: str | None,
     lease: Lease,
 ) -> tuple[str, ...]:
@@ -259,7 +252,7 @@ def _arguments(
         "dataset-name": dataset.name,
         "run-id": run_id,
         "outputs": "outputs",
-        "checkpoint-uri": checkpoints_uri(settings, run_id),
+        "checkpoint-uri": checkpoints_uri(store, run_id),
         "lease-uri": lease.uri,
         "accelerator": accelerator,
         **({"data-cache": cache} if cache else {}),
@@ -273,7 +266,7 @@ def _gpu_seconds(tracker: ExperimentTracker, run_id: str) -> dict[str, float]:
     return {name.removeprefix(GPU_SECONDS): float(tags[name]) for name in tags if name.startswith(GPU_SECONDS)}
 
 
-def _record_cost(target: Compute, tracker: ExperimentTracker, run_id: str, logger: Logger) -> None:
+def _record_cost(target: Compute, tracker: ExperimentTracker, run_id: str) -> None:
     """Add what the target's jobs have held to the run: a tag each, for a job may be counted again, and the sums."""
     held = {name: round(seconds, 1) for name, seconds in target.gpu_seconds().items()}
     if not held:
@@ -284,12 +277,12 @@ def _record_cost(target: Compute, tracker: ExperimentTracker, run_id: str, logge
         cost = {"cost": total / 3600 * target.price_per_hour} if target.price_per_hour else {}
         tracker.log_metrics(run_id, {"gpu_seconds": total, **cost})
     except TrackerError as error:
-        logger.warning("What run %s cost could not be recorded: %s", run_id, error)
+        LOGGER.warning("What run %s cost could not be recorded: %s", run_id, error)
 
 
-def checkpoints_uri(settings: Settings, run_id: str) -> str:
+def checkpoints_uri(store: ObjectStore, run_id: str) -> str:
     """Where the program keeps the checkpoints of a run."""
-    return f"{ObjectStore(settings.object_store_uri).uri}/{RUNS_FOLDER}/{run_id}/checkpoints"
+    return f"{store.uri}/{RUNS_FOLDER}/{run_id}/checkpoints"
 
 
 def discard_checkpoints(store: ObjectStore, run_id: str) -> None:
@@ -299,7 +292,7 @@ def discard_checkpoints(store: ObjectStore, run_id: str) -> None:
 
 
 @contextmanager
-def _closing(tracker: ExperimentTracker, run_id: str, lease: Lease, logger: Logger) -> Iterator[None]:
+def _closing(tracker: ExperimentTracker, run_id: str, lease: Lease) -> Iterator[None]:
     try:
         yield
         lease.check()
@@ -317,7 +310,7 @@ def _closing(tracker: ExperimentTracker, run_id: str, lease: Lease, logger: Logg
             if not failed and is_cancelled():
                 tracker.set_tags(run_id, {"cause": "cancelled in Prefect"})
         except TrackerError as second:
-            logger.warning("Run %s could not be closed, the next attempt does it: %s", run_id, second)
+            LOGGER.warning("Run %s could not be closed, the next attempt does it: %s", run_id, second)
         raise
     tracker.end_run(run_id, "FINISHED")
 
@@ -337,9 +330,7 @@ def _record_source(tracker: ExperimentTracker, run_id: str) -> None:
         tracker.log_file(run_id, path, folder.as_posix())
 
 
-def _run_program(
-    target: Compute, machine: Compute, job: Job, log_file: Path, logger: Logger, epochs: int
-) -> dict[str, float]:
+def _run_program(target: Compute, machine: Compute, job: Job, log_file: Path, epochs: int) -> dict[str, float]:
     """Run the job, show and keep its output; the seconds of its phases."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     progress = ProgressArtifact(f"Training, {epochs} epochs")
@@ -349,7 +340,7 @@ def _run_program(
     with log_file.open("a", buffering=1) as log, closing(ProgramRun(target, job).lines()) as lines:  # type: ignore[type-var]
         for line in _behind(known, map(without_secrets, lines)):
             log.write(line + "\n")
-            logger.info(line)
+            LOGGER.info(line)
             phases.saw(line)
             if epoch := _EPOCH_LINE.match(line):
                 # The downloaded model will be tried in a process of its own. Its start takes 5 s of one core,

@@ -1,24 +1,27 @@
 """The step "upload": a data set in the object store, under the digest of its manifest; and which ones are there."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from infra.addresses import without_secrets
 from infra.errors import ObjectStoreError, SettingsError
 from infra.object_store import ObjectStore, SourceFile
-from infra.settings import Settings
+from infra.services import Services
 from tasks.dataset_catalog import describe_dataset
 from tasks.handoffs import Dataset, DatasetFiles
-from tasks.progress import Logger, byte_progress
+from tasks.progress import byte_progress
 from tasks.retrying import is_worth_a_retry
 from tasks.training_program.dataset_files import MANIFEST, BadDataset, FileEntry, manifest_bytes, parse_manifest
+
+LOGGER = logging.getLogger(__name__)
 
 FOLDER = "datasets"
 
@@ -44,17 +47,17 @@ class StoredDataset:
     retry_condition_fn=is_worth_a_retry,
 )
 def upload_dataset(
-    files: DatasetFiles, settings: Settings, overwrite: bool = False, read_back: bool = False
+    files: DatasetFiles, services: Services, overwrite: bool = False, read_back: bool = False
 ) -> Dataset:
     """The data set in the object store of this machine's settings; see `store_dataset`."""
-    description = describe_dataset(files.name, settings.dataset_catalog)
+    catalog = services.settings.dataset_catalog
+    description = describe_dataset(files.name, catalog)
     if description.sha256 != files.sha256:
         raise SettingsError(
-            f"The catalog {settings.dataset_catalog} has changed since {files.name} was downloaded: expected the\n"
+            f"The catalog {catalog} has changed since {files.name} was downloaded: expected the\n"
             f"data set {files.sha256}, it now describes {description.sha256}.\nRun again from the start."
         )
-    store = ObjectStore(settings.object_store_uri)
-    return store_dataset(files.name, files.folder, description.files, store, get_run_logger(), overwrite, read_back)
+    return store_dataset(files.name, files.folder, description.files, services.store, overwrite, read_back)
 
 
 def store_dataset(
@@ -62,7 +65,6 @@ def store_dataset(
     folder: Path,
     entries: Iterable[FileEntry],
     store: ObjectStore,
-    logger: Logger,
     overwrite: bool = False,
     read_back: bool = False,
 ) -> Dataset:
@@ -93,7 +95,7 @@ def store_dataset(
         }
         damaged = {entry: found for entry, found in found_sha256.items() if found != entry.sha256}
         for entry, found in damaged.items():
-            logger.warning(
+            LOGGER.warning(
                 "%s in the store is damaged: expected SHA-256 %s, found %s. It is sent again from the checked download",
                 f"{shown}/{entry.name}",
                 entry.sha256,
@@ -101,17 +103,17 @@ def store_dataset(
             )
         missing += damaged
     if stored_manifest == manifest and not missing:
-        logger.info("%s is in the store and whole, nothing was sent: %s", name, shown)
+        LOGGER.info("%s is in the store and whole, nothing was sent: %s", name, shown)
         return dataset
 
     started = time.monotonic()
     total = sum(entry.size for entry in missing)
-    logger.info("Uploading %s: %d of %d files, %.1f MB, to %s", name, len(missing), len(entries), total / 1e6, shown)
+    LOGGER.info("Uploading %s: %d of %d files, %.1f MB, to %s", name, len(missing), len(entries), total / 1e6, shown)
     store.discard_unfinished(prefix)
     if stored_manifest is not None:
         # First of all: should this break off, the data set is incomplete, and never a mixture that claims to be whole.
         store.delete(f"{prefix}/{MANIFEST}")
-    with byte_progress(f"Uploading {name}", total, logger) as advance:
+    with byte_progress(f"Uploading {name}", total) as advance:
         sources = [(entry.name, SourceFile(folder / entry.name, entry.size, entry.sha256)) for entry in missing]
         store.put_files(((f"{prefix}/{file_name}", source) for file_name, source in sources), advance)
     if len(missing) < len(entries):
@@ -119,7 +121,7 @@ def store_dataset(
         # its answer: to list a whole upload again took a quarter of its time on a server that hashes what it lists.
         _confirm(store.sizes(prefix), entries, shown)
     store.put_bytes(f"{prefix}/{MANIFEST}", manifest)
-    logger.info("Uploaded %s in %.1f s: %s", name, time.monotonic() - started, shown)
+    LOGGER.info("Uploaded %s in %.1f s: %s", name, time.monotonic() - started, shown)
     return dataset
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from infra.experiment_tracker import ExperimentTracker
+from infra.services import Services
 from infra.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,10 @@ class Pipeline:
     @property
     def tracker(self) -> ExperimentTracker:
         return ExperimentTracker(self.settings)
+
+    @property
+    def services(self) -> Services:
+        return Services(self.settings, self.tracker)
 
     def start(self, *flags: str, terminal: int | None = None) -> subprocess.Popen[str]:
         """Start the flow in a process group of its own; with `--json`, its outcome on stdout.

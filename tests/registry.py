@@ -1,7 +1,6 @@
 """A registry to decide in: a real MLflow on SQLite, runs with small real models, processes that are killed there."""
 
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 
 from infra.compute import Compute, ComputeDescription, Job, this_machine
 from infra.experiment_tracker import ExperimentTracker, Version
+from infra.services import Services
 from infra.settings import Settings, load_settings
 from tasks.champion import CHAMPION, PREVIOUS_CHAMPION, Move, history
 from tasks.gate import GateRules
@@ -21,7 +21,6 @@ from tasks.registration import register, version_tags
 from tasks.training_program.dataset_files import bytes_entry, dataset_sha256, manifest_bytes
 
 MODEL = "digits"
-LOGGER = logging.getLogger("tests.registry")
 
 # Its children are forked from one quiet process that has MLflow already: each starts in milliseconds.
 _FORKS = multiprocessing.get_context("forkserver")
@@ -43,6 +42,10 @@ class Registry:
     @property
     def settings(self) -> Settings:
         return load_settings(self.environment)
+
+    @property
+    def services(self) -> Services:
+        return Services(self.settings, self.tracker)
 
     @property
     def machine(self) -> Compute:
@@ -93,7 +96,7 @@ class Registry:
     ) -> Version:
         """Register the run in a flow run; the version as it is afterwards."""
         folder, on = str(self.data_folder), machine or self.machine
-        register(run_id, folder, MODEL, rules, on, flow_run_id, self.settings, self.tracker, LOGGER)
+        register(run_id, folder, MODEL, rules, on, flow_run_id, self.services)
         return self.version_of(run_id)
 
     def add_version(self, run_id: str) -> Version:
@@ -103,7 +106,7 @@ class Registry:
 
     def promote(self, number: int | None, although_refused: bool = False) -> str:
         """Promote by hand."""
-        return promote(number, MODEL, "somebody", although_refused, self.settings, self.tracker, LOGGER)
+        return promote(number, MODEL, "somebody", although_refused, self.services)
 
     def version_of(self, run_id: str) -> Version:
         """The version that was made of a run."""

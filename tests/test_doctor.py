@@ -1,7 +1,6 @@
 """What the doctor finds after a run was killed outright, and what it mends and leaves alone."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wa
 
 
 def examined(pipeline: Pipeline) -> str:
-    findings = examine(pipeline.settings, pipeline.tracker, "keras-mnist", "keras-dnn-mnist")
+    findings = examine(pipeline.services, "keras-mnist", "keras-dnn-mnist")
     return "".join(f"{finding.what}\n" for finding in findings)
 
 
@@ -80,11 +79,11 @@ def test_a_run_without_a_living_owner_is_closed_and_others_are_left_alone(tmp_pa
         hold_lease(store, f"training-{'c' * 16}", "other", lambda holder: None, 0.5) as lease,
     ):
         tracker.set_tags(elsewhere, {"lease": lease.name})
-        closed = close_orphans(tracker, "keras-mnist", pipeline.settings, logging.getLogger())
+        closed = close_orphans(pipeline.services, "keras-mnist")
         assert [one.run_id for one in closed] == [dead]
         assert statuses() == ["KILLED", "RUNNING", "RUNNING", "RUNNING", "RUNNING"]
         claims = Claims(store)
-        look = partial(close_orphans, tracker, "keras-mnist", pipeline.settings, logging.getLogger(), claims=claims)
+        look = partial(close_orphans, pipeline.services, "keras-mnist", claims=claims)
         assert look() == []
         wait_until(lambda: bool(look()), 10, "the end of the dead one's lease")
         assert statuses() == ["KILLED", "RUNNING", "RUNNING", "KILLED", "RUNNING"]

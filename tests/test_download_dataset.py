@@ -43,7 +43,6 @@ from tasks.training_program.dataset_files import (
 )
 from tests.http_server import Behaviour, HttpServer, refusing, serving
 
-LOGGER = logging.getLogger("test")
 LIMITS = Limits(attempts=3, pause_seconds=0.01)
 """As patient as a person's: where silence is not what is tested, a busy machine must not be taken for it."""
 TRAINING, TEST = 600, 100
@@ -98,7 +97,7 @@ def environment(folder: Path, files: dict[str, bytes], *mirrors: str) -> dict[st
 def obtain(
     settings: Settings, if_unreachable: IfUnreachable = "fail", name: str = "tiny", limits: Limits = LIMITS
 ) -> DatasetFiles:
-    return obtain_dataset(name, settings, LOGGER, if_unreachable, limits)
+    return obtain_dataset(name, settings, if_unreachable, limits)
 
 
 def kept(settings: Settings) -> dict[str, bytes]:
@@ -158,7 +157,7 @@ def test_the_four_files_are_asked_for_at_once(
         server.behaviour[name] = Behaviour(silent=True)
     settings = settings_for(server.address)
     with ThreadPoolExecutor(1) as pool:
-        obtained = pool.submit(obtain_dataset, "tiny", settings, LOGGER, "fail", Limits(answer_seconds=60))
+        obtained = pool.submit(obtain_dataset, "tiny", settings, "fail", Limits(answer_seconds=60))
         # None of them is answered before all have been asked for.
         wait_until(lambda: len(server.requests) == 4)
         server.resume.set()
@@ -412,7 +411,7 @@ import logging
 from infra.settings import load_settings
 from tasks.download_dataset import obtain_dataset
 logging.basicConfig(level=logging.INFO, force=True)
-print(obtain_dataset("tiny", load_settings(), logging.getLogger()).sha256)
+print(obtain_dataset("tiny", load_settings()).sha256)
 """
 
 

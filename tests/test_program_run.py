@@ -21,8 +21,6 @@ from tasks.training_program.dataset_files import MANIFEST, TEST_LABELS, manifest
 from tests.small_dataset import entries, write_small_dataset
 from tests.test_local_process import program
 
-LOGGER = logging.getLogger("tests.program_run")
-
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[LocalProcess]:
@@ -43,7 +41,7 @@ def test_no_other_line_is_taken_for_the_answer(
     # A program of a few lines: the training program says none of this.
     monkeypatch.setattr(saved_model, "PROGRAM", program(tmp_path, body))
     with caplog.at_level(logging.INFO):
-        assert ask_program(machine, ("predict",), LOGGER) == {"accuracy": 0.9}
+        assert ask_program(machine, ("predict",)) == {"accuracy": 0.9}
     assert caplog.messages == ["standing by", '{"accuracy": 0.1}', "{", "@started {}", "without an end"]
 
 
@@ -53,7 +51,7 @@ def test_a_program_without_an_answer_is_told(
 ) -> None:
     monkeypatch.setattr(saved_model, "PROGRAM", program(tmp_path, body))
     with pytest.raises(TrainingFailed, match="its answer to predict is none"):
-        ask_program(machine, ("predict",), LOGGER)
+        ask_program(machine, ("predict",))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +95,7 @@ def test_the_cause_of_a_run_whose_data_are_refused_is_the_reason(machine: LocalP
     with (
         pytest.raises(DatasetCorrupted),
         hold_lease(store, "training", "here", lambda holder: None) as lease,
-        _closing(tracker, run_id, lease, LOGGER),
+        _closing(tracker, run_id, lease),
     ):
         list(ProgramRun(machine, job).lines())
     run = tracker.get_run(run_id)

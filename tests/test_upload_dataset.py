@@ -1,7 +1,6 @@
 """The step "upload": what is sent, in which order, what a broken upload leaves; in a folder and on a real server."""
 
 import hashlib
-import logging
 import os
 import signal
 import subprocess
@@ -13,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
-from prefect.logging import disable_run_logger
 
 from infra.errors import ObjectStoreError, ObjectStoreUnreachable, SettingsError
+from infra.experiment_tracker import ExperimentTracker
 from infra.object_store import ObjectStore, SourceFile
-from infra.settings import Settings, load_settings
+from infra.services import Services
+from infra.settings import load_settings
 from tasks.handoffs import Dataset, DatasetFiles
 from tasks.training_program.dataset_files import (
     MANIFEST,
@@ -33,7 +33,6 @@ from tests.s3_server import S3Server, free_port, s3_server
 from tests.small_dataset import entries, write_catalog, write_small_dataset
 
 ROOT = Path(__file__).parent.parent
-LOGGER = logging.getLogger("test")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def upload(store: ObjectStore, folder: Path, overwrite: bool = False) -> Dataset:
-    return store_dataset("small", folder, entries(folder), store, LOGGER, overwrite)
+    return store_dataset("small", folder, entries(folder), store, overwrite)
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -146,12 +145,12 @@ def test_what_is_damaged_in_its_size_is_found_by_reading_it_back_and_sent_again(
     store.changes.clear()
     upload(store, files)
     assert store.changes == [], "to read all of it each time would cost what it saves"
-    store_dataset("small", files, entries(files), store, LOGGER, read_back=True)
+    store_dataset("small", files, entries(files), store, read_back=True)
     assert store.changes == [f"delete {MANIFEST}", f"put {TRAIN_IMAGES}", f"put {MANIFEST}"]
     assert_whole(store, dataset, files)
     assert f"{TRAIN_IMAGES} in the store is damaged: expected SHA-256" in caplog.text
     store.changes.clear()
-    store_dataset("small", files, entries(files), store, LOGGER, read_back=True)
+    store_dataset("small", files, entries(files), store, read_back=True)
     assert store.changes == []
 
 
@@ -200,7 +199,7 @@ def test_a_local_file_that_changed_leaves_the_data_set_without_a_manifest(
     changed = tmp_path / "changed"
     write_small_dataset(changed, 60, 20, seed=1)
     with pytest.raises(ObjectStoreError, match="is not what it should be"):
-        store_dataset("small", changed, told_of, store, LOGGER)
+        store_dataset("small", changed, told_of, store)
     assert f"put {MANIFEST}" not in store.changes
     assert not any(found.complete for found in list_datasets(store))
 
@@ -249,11 +248,12 @@ def test_the_store_lists_its_data_sets_with_digest_size_and_completeness(
 UPLOAD = """
 import logging, sys
 from pathlib import Path
+from infra.experiment_tracker import ExperimentTracker
 from infra.object_store import ObjectStore
 from tasks.training_program.dataset_files import file_entry
 from tasks.upload_dataset import store_dataset
 folder = Path(sys.argv[2])
-store_dataset("big", folder, map(file_entry, folder.iterdir()), ObjectStore(sys.argv[1]), logging.getLogger())
+store_dataset("big", folder, map(file_entry, folder.iterdir()), ObjectStore(sys.argv[1]))
 """
 
 
@@ -287,7 +287,7 @@ def test_an_upload_that_was_killed_is_completed_by_the_next(store: ObservedStore
     assert not (stored / MANIFEST).exists()
     assert [dataset.complete for dataset in list_datasets(store)] == [False]
 
-    dataset = store_dataset("big", tmp_path / "big", told_of, store, LOGGER)
+    dataset = store_dataset("big", tmp_path / "big", told_of, store)
     # A request that was under way at the kill may still have been completed by the server.
     assert 40 - there - 4 <= len(store.changes) - 1 <= 40 - there
     assert [(found.sha256, found.complete) for found in list_datasets(store)] == [(dataset.sha256, True)]
@@ -310,11 +310,11 @@ def test_a_server_that_dies_in_the_middle_of_parts_leaves_no_manifest_and_the_ne
                 super().put_files(files, lambda count: server.kill())
 
         with pytest.raises(ObjectStoreUnreachable):
-            store_dataset("large", folder, told_of, DyingStore("s3://bucket"), LOGGER)
+            store_dataset("large", folder, told_of, DyingStore("s3://bucket"))
         server.start()
         store = ObjectStore("s3://bucket")
         assert store.sizes("datasets") == {}
-        dataset = store_dataset("large", folder, told_of, store, LOGGER)
+        dataset = store_dataset("large", folder, told_of, store)
         assert store.get_bytes(f"datasets/large/{dataset.sha256}/{MANIFEST}") == manifest_bytes(told_of)
         assert store.get_bytes(f"datasets/large/{dataset.sha256}/large") == (folder / "large").read_bytes()
 
@@ -322,30 +322,30 @@ def test_a_server_that_dies_in_the_middle_of_parts_leaves_no_manifest_and_the_ne
 # ---- the task
 
 
-def settings_for(tmp_path: Path, files: Path, store_uri: str) -> Settings:
+def services_for(tmp_path: Path, files: Path, store_uri: str) -> Services:
     write_catalog(tmp_path / "catalog.toml", files, "small")
-    return load_settings(
+    settings = load_settings(
         {
             "PIPELINE_HOME": str(tmp_path / "home"),
             "OBJECT_STORE_URI": store_uri,
             "DATASET_CATALOG": str(tmp_path / "catalog.toml"),
         }
     )
+    return Services(settings, ExperimentTracker(settings))
 
 
 def test_the_task_stores_what_the_catalog_describes(tmp_path: Path, files: Path) -> None:
-    settings = settings_for(tmp_path, files, (tmp_path / "store").as_uri())
-    with disable_run_logger():
-        dataset = upload_dataset.fn(DatasetFiles("small", dataset_sha256(entries(files)), files), settings)
+    services = services_for(tmp_path, files, (tmp_path / "store").as_uri())
+    dataset = upload_dataset.fn(DatasetFiles("small", dataset_sha256(entries(files)), files), services)
     assert (tmp_path / "store/datasets/small" / dataset.sha256 / MANIFEST).read_bytes() == manifest_bytes(
         entries(files)
     )
 
 
 def test_the_task_refuses_files_of_another_digest_than_the_catalogs(tmp_path: Path, files: Path) -> None:
-    settings = settings_for(tmp_path, files, (tmp_path / "store").as_uri())
-    with disable_run_logger(), pytest.raises(SettingsError, match="has changed since"):
-        upload_dataset.fn(DatasetFiles("small", "0" * 64, files), settings)
+    services = services_for(tmp_path, files, (tmp_path / "store").as_uri())
+    with pytest.raises(SettingsError, match="has changed since"):
+        upload_dataset.fn(DatasetFiles("small", "0" * 64, files), services)
 
 
 @pytest.mark.parametrize("cause", ["unreachable", "no bucket"])
@@ -364,22 +364,23 @@ def test_the_task_tries_again_only_where_it_may_help(
         monkeypatch.setenv(name, value)
     if cause == "unreachable":
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    settings = settings_for(tmp_path, files, "s3://no-such-bucket/p")
+    services = services_for(tmp_path, files, "s3://no-such-bucket/p")
     attempts: list[int] = []
 
     @flow
     def uploading() -> None:
         from prefect.context import TaskRunContext
 
-        def counted(uri: str) -> ObjectStore:
-            context = TaskRunContext.get()
-            assert context is not None
-            attempts.append(context.task_run.run_count)
-            return ObjectStore(uri)
+        class Counted(ObjectStore):
+            def get_bytes(self, key: str) -> bytes | None:
+                context = TaskRunContext.get()
+                assert context is not None
+                attempts.append(context.task_run.run_count)
+                return super().get_bytes(key)
 
-        monkeypatch.setattr("tasks.upload_dataset.ObjectStore", counted)
+        monkeypatch.setattr("infra.services.ObjectStore", Counted)
         quick = upload_dataset.with_options(retries=1, retry_delay_seconds=0)
-        quick(DatasetFiles("small", dataset_sha256(entries(files)), files), settings)
+        quick(DatasetFiles("small", dataset_sha256(entries(files)), files), services)
 
     # Else this process would, when it ends, spend a minute on sending log lines to a server that has ended before.
     told = {PREFECT_API_URL: prefect_api, PREFECT_LOGGING_TO_API_ENABLED: False}

@@ -6,7 +6,6 @@ The data is MNIST, as the pipeline finds it: MNIST_MIRRORS names a mirror where 
 """
 
 import argparse
-import logging
 import os
 import platform
 import subprocess
@@ -32,7 +31,7 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     settings = load_settings()
-    folder = obtain_dataset("mnist", settings, logging.getLogger("bench")).folder
+    folder = obtain_dataset("mnist", settings).folder
     sys.stdout.write(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}\n\n")
     if "training" in parts:
         show(training.speed_rows(folder, options.pairs))
