@@ -40,16 +40,17 @@ _ARGUMENTS_OF_KERAS_1 = {"nb_epoch", "samples_per_epoch", "nb_val_samples"}
 _MODEL_SUFFIXES = {"", ".keras", ".h5", ".hdf5", ".tf", ".pb", ".pkl", ".pickle", ".joblib"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Finding:
     """Something in a source file."""
 
-    place: str
-    """The file, relative to the program's folder, and the line: `train.py:12`."""
+    file: str
+    """Relative to the program's folder."""
+    line: int
     text: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
+        return f"{self.file}:{self.line}: {self.text}"
 
 
 @dataclass
@@ -86,7 +87,7 @@ def read_habits(trees: Mapping[str, ast.Module], keras: bool) -> Habits:
         habits.saves_elsewhere.clear()
     elif keras and not habits.saves and trees:
         text = 'nothing in it saves a model, and a training without one fails: model.save("outputs/model.keras")'
-        habits.saves_elsewhere.append(Finding(next(iter(trees)), text))
+        habits.saves_elsewhere.append(Finding(next(iter(trees)), 1, text))
     return habits
 
 
@@ -145,7 +146,7 @@ class _Reader:
         return ""
 
     def finding(self, node: ast.AST, text: str) -> Finding:
-        return Finding(f"{self.name}:{getattr(node, 'lineno', 1)}", text)
+        return Finding(self.name, getattr(node, "lineno", 1), text)
 
     def read(self, node: ast.AST) -> None:
         """Take down what holds for any program."""
@@ -202,7 +203,7 @@ class _Reader:
             path = _argument(call, 0, "filepath")
         elif name.endswith(".save_model") or name in ("joblib.dump", "tensorflow.saved_model.save"):
             path = _argument(call, 1, "filepath")
-        elif name.endswith(".ModelCheckpoint"):
+        elif name.endswith(".ModelCheckpoint") and _is_false(_keyword(call, "save_weights_only")):
             path = _argument(call, 0, "filepath")
         else:
             # Weights and pickles may be the model; where they go is not judged.
@@ -227,7 +228,7 @@ class _Reader:
         elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute):
             key = node.slice.value if isinstance(node.slice, ast.Constant) else None
             if node.value.attr == "history" and isinstance(key, str):
-                self._metric(node, key)
+                self._metric(node, key, "it is a KeyError")
             elif node.value.attr == "metrics_names" and key == 1:
                 self._idiom(
                     node, "metrics_names[1] is compile_metrics in Keras 3", "model.evaluate(..., return_dict=True)"
@@ -245,11 +246,11 @@ class _Reader:
     def _idiom(self, node: ast.AST, text: str, instead: str) -> None:
         self.habits.keras2_idioms.append(self.finding(node, f"{text}. Write {instead}."))
 
-    def _metric(self, node: ast.AST, name: str) -> None:
+    def _metric(self, node: ast.AST, name: str, follows: str = "nothing happens by it") -> None:
         short = name.removeprefix("val_")
         if short == "acc" and "acc" not in self.habits.metrics:
             instead = name.replace("acc", "accuracy")
-            self._idiom(node, f"Keras 3 calls no metric {name!r}, and nothing happens by it", repr(instead))
+            self._idiom(node, f"Keras 3 calls no metric {name!r}, and {follows}", repr(instead))
 
     def _call(self, call: ast.Call) -> None:
         name = self.full_name(call.func)

@@ -7,7 +7,7 @@ One that needs a shell is run by bash, as MLflow runs every one, and gets its va
 import re
 import shlex
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from infra.errors import ArgumentError
@@ -23,13 +23,6 @@ _MARK = re.compile("\ue000(\\d+)\ue001")
 LeftOut = Sequence[tuple[str, str]]
 
 
-def needs_shell(command: str) -> bool:
-    """True if a command means something to a shell beyond words and quotes."""
-    in_double_quotes = "".join(re.findall(r'"((?:\\.|[^"\\])*)"', re.sub(r"'[^']*'", "", command)))
-    bare = re.sub(r"'[^']*'|\"(?:\\.|[^\"\\])*\"", "", command.replace("\\\n", " "))
-    return bool(_MEANS_SOMETHING_TO_A_SHELL.search(bare) or re.search(r"[$`]", in_double_quotes))
-
-
 def fields(command: str) -> set[str]:
     """The names in braces; raises `ArgumentError` for braces that hold none."""
     return set(_template(command)[1])
@@ -43,7 +36,7 @@ def command_words(command: str, values: Mapping[str, str]) -> tuple[str, ...]:
     template, names = _template(command)
     if missing := next((name for name in names if name not in values), None):
         raise ArgumentError(f"The command {command!r} has {{{missing}}}, which stands for nothing.")
-    if needs_shell(command):
+    if _needs_shell(template):
         return ("bash", "-c", _shell_script(template), "bash", *(values[name] for name in names))
     try:
         words = shlex.split(template)
@@ -77,24 +70,37 @@ def _template(command: str) -> tuple[str, list[str]]:
     return template, names
 
 
+def _pieces(template: str) -> Iterator[tuple[str, str]]:
+    """The characters of a command, each with the quote it stands in; a mark is one, a backslash with its next too."""
+    quote, position = "", 0
+    while position < len(template):
+        mark = _MARK.match(template, position)
+        length = len(mark[0]) if mark else 2 if template[position] == "\\" and quote != "'" else 1
+        piece = template[position : position + length]
+        is_quote = piece in ("'", '"') and quote in ("", piece)
+        yield piece, piece if is_quote else quote
+        if is_quote:
+            quote = "" if quote else piece
+        position += length
+
+
+def _needs_shell(template: str) -> bool:
+    """True if a command means something to a shell beyond words and quotes."""
+    pieces = list(_pieces(template))
+    bare = "".join(piece if not quote and len(piece) == 1 else "x" for piece, quote in pieces)
+    return bool(_MEANS_SOMETHING_TO_A_SHELL.search(bare)) or any(
+        piece in ("$", "`") and quote == '"' for piece, quote in pieces
+    )
+
+
 def _shell_script(template: str) -> str:
     """The text for `bash -c`: each mark in quotes of its own, whatever quotes it stands in."""
-    script, quote, position = "", "", 0
-    while position < len(template):
-        character = template[position]
-        if mark := _MARK.match(template, position):
+    script = ""
+    for piece, quote in _pieces(template):
+        if mark := _MARK.fullmatch(piece):
             value = f"${{{int(mark[1]) + 1}}}"
-            script += {"": f'"{value}"', '"': value, "'": f"'\"{value}\"'"}[quote]
-            position = mark.end()
-            continue
-        if character == "\\" and quote != "'":
-            script += template[position : position + 2]
-            position += 2
-            continue
-        if character in "'\"" and quote in ("", character):
-            quote = "" if quote else character
-        script += character
-        position += 1
+            piece = {"": f'"{value}"', '"': value, "'": f"'\"{value}\"'"}[quote]
+        script += piece
     return script
 
 

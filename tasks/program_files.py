@@ -42,7 +42,7 @@ def read_files(folder: Path) -> ProgramFiles:
     Raises `ArgumentError` for a link that does not, and for more files than a program has.
     """
     walk = _Walk(folder)
-    walk.visit(folder, ())
+    walk.visit(folder, (), (folder,))
     walk.refuse_too_much()
     return ProgramFiles(tuple(sorted(walk.files)), tuple(sorted(walk.left_out)))
 
@@ -54,8 +54,8 @@ class _Walk:
     """Sizes in bytes."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
-    def visit(self, folder: Path, rules: tuple["_Rules", ...]) -> None:
-        """Go through `folder`; `rules` are those of the folders above it."""
+    def visit(self, folder: Path, rules: tuple["_Rules", ...], chain: tuple[Path, ...]) -> None:
+        """Go through `folder`; `rules` are those of the folders above it, `chain` where these and it really are."""
         here = folder.relative_to(self.folder).as_posix()
         prefix = "" if here == "." else f"{here}/"
         rules = (*_read_rules(folder, prefix), *rules)
@@ -70,9 +70,9 @@ class _Walk:
                     self.left_out.append((f"{name}/" if entry.is_dir() else name, why))
                 continue
             if entry.is_symlink():
-                self._refuse_way_out(Path(entry.path), name)
+                self._refuse_way_out(Path(entry.path), name, chain)
             if entry.is_dir():
-                self.visit(Path(entry.path), rules)
+                self.visit(Path(entry.path), rules, (*chain, Path(entry.path).resolve()))
             elif entry.is_file():
                 self._add(entry, name)
             else:
@@ -94,7 +94,7 @@ class _Walk:
                 return f"{rule.file} names it" if decided else ""
         return ""
 
-    def _refuse_way_out(self, link: Path, name: str) -> None:
+    def _refuse_way_out(self, link: Path, name: str, chain: tuple[Path, ...]) -> None:
         target = link.resolve()
         if not target.is_relative_to(self.folder):
             raise ArgumentError(
@@ -106,7 +106,7 @@ class _Walk:
                 f"{name} in the program's folder {self.folder} is a link to {target}, which is not there.\n"
                 "Remove the link, or name it in .programignore."
             )
-        if link.parent.resolve().is_relative_to(target):
+        if target in chain:
             raise ArgumentError(
                 f"{name} in the program's folder {self.folder} is a link to a folder that it lies in, without an end.\n"
                 "Remove the link, or name it in .programignore."

@@ -14,10 +14,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePosixPath
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
 from infra.errors import ArgumentError
 from tasks.program import Program
 from tasks.program_advice import Finding, read_habits
-from tasks.program_command import command_words, needs_shell, started_file, started_module
+from tasks.program_command import command_words, started_file, started_module
 from tasks.yaml_values import did_you_mean
 
 _AHEAD = ("numpy", "tensorflow", "keras")
@@ -91,17 +95,35 @@ def read_sources(program: Program) -> Sources:
     walk.read_all()
     trees = {name: tree for name, tree in walk.trees.items() if tree is not None}
     habits = read_habits(trees, keras=not walk.imports.isdisjoint({"keras", "tensorflow"}))
+    is_keras_2 = (
+        "tf_keras" in walk.imports
+        or "TF_USE_LEGACY_KERAS" in habits.sets_variables
+        or any(map(_means_keras_2, program.requirements or ()))
+    )
     return Sources(
         files=tuple(walk.trees),
         syntax_errors=tuple(walk.errors),
         imports=frozenset(walk.imports),
         needed=walk.needed,
         sets_variables=habits.sets_variables,
-        fetches_data=tuple(habits.fetches_data),
-        keras2_idioms=tuple(habits.keras2_idioms),
-        saves_elsewhere=tuple(habits.saves_elsewhere),
+        fetches_data=tuple(sorted(habits.fetches_data)),
+        keras2_idioms=() if is_keras_2 else tuple(sorted(habits.keras2_idioms)),
+        saves_elsewhere=tuple(sorted(habits.saves_elsewhere)),
         asked_python=program.python,
     )
+
+
+def _means_keras_2(requirement: str) -> bool:
+    """True if a requirement allows nothing but a Keras before 3, alone or as TensorFlow's."""
+    needed = Requirement(requirement)
+    first = {"keras": Version("3"), "tensorflow": Version("2.16")}.get(canonicalize_name(needed.name))
+    for bound in needed.specifier if first else ():
+        limit = Version(bound.version.removesuffix(".*"))
+        if first and (
+            (bound.operator in ("==", "~=", "<=") and limit < first) or (bound.operator == "<" and limit <= first)
+        ):
+            return True
+    return False
 
 
 def key_packages(program: Program, sources: Sources) -> dict[str, str]:
@@ -122,11 +144,7 @@ def key_packages(program: Program, sources: Sources) -> dict[str, str]:
     if modules:
         modules.add("numpy")
     found = {name for module in modules for name in module_distributions().get(module, ())}
-    return python | {name: importlib.metadata.version(name) for name in sorted(map(_normal, found))}
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return python | {name: importlib.metadata.version(name) for name in sorted(map(canonicalize_name, found))}
 
 
 @cache
@@ -157,6 +175,7 @@ class _Walk:
     errors: list[Finding] = field(default_factory=list)
     imports: set[str] = field(default_factory=set)
     needed: dict[str, str] = field(default_factory=dict)
+    mentions_keras: bool = False
 
     def __post_init__(self) -> None:
         self.names = frozenset(self.program.names)
@@ -172,6 +191,9 @@ class _Walk:
         if not self.roots or any(b"sys.path" in self.paths[name].read_bytes() for name in self.entries):
             # Where its modules are found is known when it runs: any folder may be the one.
             self.roots = [*self.roots, *sorted(self.folders)]
+        if not self.entries and self.program.command and (module := started_module(_words(self.program))):
+            self.imports.add(module.partition(".")[0])
+            self.needed[module.partition(".")[0]] = "MLproject"
         waiting = [(entry, True) for entry in self.entries]
         while waiting:
             name, is_certain = waiting.pop(0)
@@ -181,18 +203,24 @@ class _Walk:
             tree = self._tree(name)
             for found in _imports(tree.body, is_certain, name in self.entries) if tree else ():
                 waiting += [(file, found.is_certain) for file in self._take(name, found)]
+        if "tensorflow" in self.needed and self.mentions_keras:
+            # As `tf.keras`: TensorFlow imports it as soon as it is asked for.
+            self.imports.add("keras")
+            self.needed.setdefault("keras", self.needed["tensorflow"])
 
     def _tree(self, name: str) -> ast.Module | None:
         if name not in self.trees:
             self.trees[name] = None
             try:
+                data = self.paths[name].read_bytes()
+                self.mentions_keras |= b"keras" in data
                 with warnings.catch_warnings(action="ignore"):
-                    self.trees[name] = ast.parse(self.paths[name].read_bytes(), filename=name)
+                    self.trees[name] = ast.parse(data, filename=name)
             except SyntaxError as error:
                 line = f"\n    {error.text.strip()}" if error.text else ""
-                self.errors.append(Finding(f"{name}:{error.lineno or 1}", f"{error.msg}{line}"))
-            except (ValueError, RecursionError, MemoryError) as error:
-                self.errors.append(Finding(f"{name}:1", f"it cannot be read as Python: {error}"))
+                self.errors.append(Finding(name, error.lineno or 1, f"{error.msg}{line}"))
+            except (OSError, ValueError, RecursionError, MemoryError) as error:
+                self.errors.append(Finding(name, 1, f"it cannot be read as Python: {error}"))
         return self.trees[name]
 
     def _take(self, file: str, found: _Import) -> list[str]:
@@ -201,14 +229,14 @@ class _Walk:
         if found.level:
             if file in self.entries and found.is_certain and f"{PurePosixPath(file).parent}" in self.roots:
                 text = "a script cannot import by a name that begins with a dot: leave the dot out"
-                self.errors.append(Finding(place, text))
+                self.errors.append(Finding(file, found.line, text))
             base = PurePosixPath(file).parents[min(found.level, len(PurePosixPath(file).parents)) - 1]
             return [file for module in found.modules for file in self._own(module, [str(base)])]
         own = [file for module in found.modules for file in self._own(module, self.roots)]
         top = found.modules[0].partition(".")[0]
         if own or any(f"{root}/{top}".removeprefix("./") in self.folders for root in self.roots):
             return own
-        if top not in sys.stdlib_module_names:
+        if top not in sys.stdlib_module_names and top != "__main__":
             self.imports.add(top)
             if found.is_certain:
                 self.needed.setdefault(top, place)
@@ -231,14 +259,18 @@ def _parents(name: str) -> list[PurePosixPath]:
     return list(PurePosixPath(name).parents)
 
 
+def _words(program: Program) -> tuple[str, ...]:
+    return command_words(str(program.command), {parameter.name: parameter.name for parameter in program.parameters})
+
+
 def _entries(program: Program, names: Collection[str]) -> tuple[list[str], list[str]]:
     """The source files that the program starts with, and the folder where it finds its modules: none if not known."""
     if program.command is not None:
-        values = {parameter.name: parameter.name for parameter in program.parameters}
-        words: tuple[str, ...] = command_words(program.command, values)
-        if not needs_shell(program.command) and (file := started_file(words)) in names:
-            return [str(PurePosixPath(str(file)))], [str(PurePosixPath(str(file)).parent)]
-        if not needs_shell(program.command) and (module := started_module(words)):
+        words = _words(program)
+        script = PurePosixPath(started_file(words) or "")
+        if str(script) in names:
+            return [str(script)], [str(script.parent)]
+        if module := started_module(words):
             path = module.replace(".", "/")
             return [name for name in (f"{path}.py", f"{path}/__main__.py") if name in names], ["."]
         text = program.command

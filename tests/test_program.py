@@ -13,6 +13,7 @@ import pytest
 from infra.compute import program_sha256
 from infra.errors import ArgumentError
 from tasks.program import Objective, Program, read_program
+from tasks.program_command import command_words
 from tasks.program_files import MOST_FILES
 
 MLPROJECT = """\
@@ -197,6 +198,13 @@ def test_a_value_is_one_word_whatever_shell_and_quotes_there_are(read: Read, tmp
         assert ("bash" in words) == bool(re.search("[=|&]", command))
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         assert done.stdout in (value, f"a {{{value}}}"), command
+    for command, needs in (
+        (r"""a "it's $x" 'y'""", True),
+        (r"""a "it's" '$x' \$y""", False),
+        ("a ~/b", True),
+        ("a b~", False),
+    ):
+        assert (command_words(command, {})[0] == "bash") == needs, command
     shell = read("cd src && python train.py {data_folder}", "data_folder: path").check({}, (), ["my data"])
     assert shell.command == ("bash", "-c", 'cd src && python train.py "${1}"', "bash", "{data_folder}")
     assert "its epochs are not seen" in shell.warnings[0]
@@ -352,6 +360,12 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
         read_program(folder, "train.py")
         (folder / ".programignore").unlink()
         (folder / "lib" / "link").unlink()
+    folder_of(folder, {"a/a.py": "", "b/b.py": ""})
+    (folder / "a" / "b").symlink_to("../b")
+    (folder / "b" / "a").symlink_to("../a")
+    with pytest.raises(ArgumentError, match=r"a/b/a .*without an end"):
+        read_program(folder, "train.py")
+    (folder / "b" / "a").unlink()
     os.mkfifo(folder / "pipe")
     assert read_program(folder, "train.py").left_out == (("pipe", "it is no regular file"),)
 

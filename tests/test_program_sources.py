@@ -72,6 +72,7 @@ def test_what_is_imported_where_and_whether_the_program_needs_it(read: Read) -> 
     assert dict(sources.needed) == {
         "numpy": "src/train.py:3",
         "tensorflow": "src/train.py:5",
+        "keras": "src/train.py:5",
         "surely": "src/train.py:15",
         "within": "src/train.py:19",
         "at_start": "src/train.py:25",
@@ -80,7 +81,7 @@ def test_what_is_imported_where_and_whether_the_program_needs_it(read: Read) -> 
     }
     assert sources.imports == {*sources.needed, "maybe", "winreg_of_others", "mlflow", "late", "not_here"}
     assert (sources.uses_mlflow, sources.uses_keras) == (True, True)
-    assert sources.import_ahead == ("numpy", "tensorflow")
+    assert sources.import_ahead == ("numpy", "tensorflow", "keras")
     with pytest.raises(ArgumentError) as caught:
         sources.check({*module_distributions(), "at_start", "deep", "surly", "within"})
     assert str(caught.value).startswith("src/train.py:15: it imports surely, which is neither")
@@ -98,6 +99,8 @@ def test_modules_are_looked_for_where_python_does(read: Read) -> None:
     }
     package = {"pkg/__init__.py": "", "pkg/__main__.py": "from . import core", "pkg/core.py": "import pkg.more, deep"}
     assert read(package, "python -m pkg").needed == {"deep": "pkg/core.py:1"}
+    assert read(package, "python -m gone").needed == {"gone": "MLproject"}
+    assert read({"train.py": "import deep"}, "python ./train.py").needed == {"deep": "train.py:1"}
 
 
 def test_a_syntax_error_is_refused_with_its_line_wherever_the_entry_reaches(read: Read) -> None:
@@ -164,7 +167,7 @@ model.metrics_names[1]
 
 
 def test_what_keras_3_does_not_take_is_told_with_its_line(read: Read) -> None:
-    found = [(finding.place.removeprefix("train.py:"), finding.text) for finding in read(KERAS_2).keras2_idioms]
+    found = [(str(finding.line), finding.text) for finding in read(KERAS_2).keras2_idioms]
     assert sorted(found, key=lambda place: int(place[0])) == [
         ("2", "Keras 3 has no module keras.utils.np_utils. Write import from keras.utils."),
         ("5", "RMSprop takes no lr=. Write learning_rate=."),
@@ -173,7 +176,7 @@ def test_what_keras_3_does_not_take_is_told_with_its_line(read: Read) -> None:
         ("8", "Keras 3 saves no model as outputs/best.hdf5. Write a name that ends in .keras."),
         ("9", "weights are saved as NAME.weights.h5 alone, and not as outputs/w.h5. Write 'NAME.weights.h5'."),
         ("10", "fit takes no use_multiprocessing, workers. Write them where the keras.utils.PyDataset is made."),
-        ("11", "Keras 3 calls no metric 'val_acc', and nothing happens by it. Write 'val_accuracy'."),
+        ("11", "Keras 3 calls no metric 'val_acc', and it is a KeyError. Write 'val_accuracy'."),
         ("12", "Keras 3 has no fit_generator. Write model.fit."),
         (
             "12",
@@ -201,6 +204,11 @@ model.save("outputs/model.keras")
 """
     assert read(good).warnings == ()
     assert read("import torch\nmodel.predict_classes(x)").warnings == ()
+    old = "import keras\nmodel.predict_classes(x)\nmodel.save('outputs/m.h5')"
+    assert len(read(old).warnings) == 1
+    assert read(f"import os\nos.environ['TF_USE_LEGACY_KERAS'] = '1'\n{old}").warnings == ()
+    for needs, told in (("tensorflow==2.15.*", 0), ("keras<3", 0), ("keras==3.10", 1), ("tensorflow", 1)):
+        assert len(read({"train.py": old, "requirements.txt": needs}).warnings) == told
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,7 @@ model.save("outputs/model.keras")
         ),
         ("import os\nmodel.save(os.path.join('models', f'{n}.keras'))", "saved as models/{}.keras"),
         ("from keras.callbacks import ModelCheckpoint\nModelCheckpoint('best.keras')", "saved as best.keras"),
-        ("model.fit(x)", "train.py: nothing in it saves a model"),
+        ("model.fit(x)", "train.py:1: nothing in it saves a model"),
         ("model.save(args.output)", ""),
         ("model.save('a.keras')\nmodel.save('outputs/model.keras')", ""),
         ("import os\nmodel.save(os.environ['OUTPUTS_FOLDER'] + '/m.keras')", ""),
