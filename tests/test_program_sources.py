@@ -97,6 +97,8 @@ def test_modules_are_looked_for_where_python_does(read: Read) -> None:
     assert set(read({**files, "src/train.py": "import elsewhere"}, "PYTHONPATH=lib python src/train.py").needed) == {
         "deep"
     }
+    # A folder of modules without an __init__.py is one too.
+    assert read({"train.py": "import space.inner", "space/inner/a.py": ""}).needed == {}
     package = {"pkg/__init__.py": "", "pkg/__main__.py": "from . import core", "pkg/core.py": "import pkg.more, deep"}
     assert read(package, "python -m pkg").needed == {"deep": "pkg/core.py:1"}
     assert read(package, "python -m gone").needed == {"gone": "MLproject"}
