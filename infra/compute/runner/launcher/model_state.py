@@ -1,0 +1,85 @@
+"""The weights of a Keras model and of its optimizer in a file, and a model that is made ready for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def save(model: Any, path: Path) -> dict[str, Any]:
+    """Write `path`, which ends in .weights.h5; returns what `check` and `load` need to know of it, fit for JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _as_built(model):
+        model.save_weights(str(path), overwrite=True)
+    optimizer = model.optimizer
+    return {
+        "bytes": path.stat().st_size,
+        "shapes": _shapes(model),
+        "build": _json_or_none(model.get_build_config()),
+        "optimizer": [type(optimizer).__name__, bool(getattr(optimizer, "built", False))],
+    }
+
+
+def check(model: Any, facts: dict[str, Any], same_optimizer: bool) -> None:
+    """Raise ValueError if `model` is another one than that which was saved with `facts`; nothing of it is changed.
+
+    With TensorFlow a model without an input shape has no weights before its first batch: it is given them here.
+    """
+    if not model.weights and facts["build"]:
+        model.build_from_config(_open_batches(facts["build"]))
+    shapes = _shapes(model)
+    if shapes != facts["shapes"]:
+        raise ValueError(f"its weights had the shapes {facts['shapes']}, and have {shapes} now")
+    name = type(model.optimizer).__name__
+    if same_optimizer and name != facts["optimizer"][0]:
+        raise ValueError(f"its optimizer was {facts['optimizer'][0]}, and is {name} now")
+
+
+def load(model: Any, path: Path, facts: dict[str, Any]) -> None:
+    """Give a model that `check` accepted what `path` holds; the model stays as it was if that cannot be read."""
+    before = model.get_weights()
+    optimizer = model.optimizer
+    if facts["optimizer"][1] and optimizer is not None and not optimizer.built:
+        # Keras skips the state of an optimizer that has no variables yet.
+        optimizer.build(model.trainable_variables)
+    try:
+        with _as_built(model):
+            model.load_weights(str(path))
+    except Exception:
+        model.set_weights(before)
+        raise
+
+
+@contextlib.contextmanager
+def _as_built(model: Any) -> Iterator[None]:
+    """Keras saves and loads only what is built; a model of models without a `call` of its own never says that it is."""
+    built = model.built
+    model.built = built or bool(model.weights)
+    try:
+        yield
+    finally:
+        model.built = built
+
+
+def _shapes(model: Any) -> list[list[int]]:
+    """Sorted, for the order of `model.weights` changes with `trainable`; which is whose is compared by Keras."""
+    return sorted(list(map(int, variable.shape)) for variable in model.weights)
+
+
+def _open_batches(build: Any) -> Any:
+    """The build config with any number of examples, where it was taken from a batch of a fixed size."""
+    if isinstance(build, dict):
+        return {name: _open_batches(value) for name, value in build.items()}
+    if isinstance(build, list) and build and all(size is None or isinstance(size, int) for size in build):
+        return (None, *build[1:])
+    return [_open_batches(value) for value in build] if isinstance(build, list) else build
+
+
+def _json_or_none(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return None
