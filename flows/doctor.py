@@ -31,7 +31,8 @@ from infra.scratch import dead_folders
 from infra.services import Services
 from infra.settings import load_settings
 from tasks.champion import CHAMPION, DECISION, PREVIOUS_CHAMPION
-from tasks.train_model import RUNS_FOLDER, close_orphans, discard_checkpoints
+from tasks.checkpoints import RUNS_FOLDER, discard_checkpoints
+from tasks.training_runs import close_orphans
 from tasks.upload_dataset import delete_dataset, list_datasets
 
 LOGGER = logging.getLogger("doctor")

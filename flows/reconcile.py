@@ -32,7 +32,7 @@ from infra.lock import is_held
 from infra.services import Services
 from infra.settings import Settings, load_settings
 from tasks.cancellation import UNREACHABLE, life_file, state_of
-from tasks.train_model import close_orphans
+from tasks.training_runs import close_orphans
 
 LOGGER = logging.getLogger("reconcile")
 

@@ -14,8 +14,8 @@ from infra.experiment_tracker import ExperimentTracker, Run
 from tasks.cancellation import UNREACHABLE, told_by_prefect
 from tasks.champion import standing
 from tasks.handoffs import Dataset, ModelVersion, TrainingRun
+from tasks.job_output import PHASES
 from tasks.registration import GATE_DECISION, GATE_FLOW_RUN
-from tasks.train_model import PHASES
 
 LOGGER = logging.getLogger(__name__)
 

@@ -25,13 +25,14 @@ if __name__ == "__main__":
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, TypeVar
 
 from prefect import flow
 from pydantic import Field
 
-from flows.preflight import announce, expected_key, fit_to_dataset, head_start, preflight
+from flows.preflight import announce, head_start, preflight
 from flows.reporting import StepSeconds, TrainingReport, publish_report
 from flows.run_log import carry_lines
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
@@ -45,10 +46,13 @@ from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import download_artifacts, filled_in
 from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset
 from tasks.gate import RECALL_FLOOR, Gate, GateRules
+from tasks.mnist_training import mnist_training
 from tasks.provision_compute import provision_compute
 from tasks.register_model import register_model
-from tasks.train_model import train_model, why_nothing_to_train, workload
+from tasks.train_model import train_model
+from tasks.training import TrainingRequest
 from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
+from tasks.training_runs import why_nothing_to_train
 from tasks.upload_dataset import upload_dataset
 
 # Bounds and patterns stand in the annotation: of a `Field` that is the default, Prefect's form keeps the default and
@@ -104,21 +108,21 @@ def train_mnist(
     settings = load_settings()
     services = Services(settings, TrackerProcess(settings))
     tracker = services.tracker
-    key = expected_key(settings, dataset, hyperparameters)
-    target = compute_target(compute, settings, accelerator, cluster, workload(settings, experiment, key))
+    description = describe_dataset(dataset, settings.dataset_catalog)
+    request = TrainingRequest(mnist_training(description, hyperparameters), experiment, retrain, accelerator)
+    target = compute_target(compute, settings, accelerator, cluster, request.workload(settings))
     machine = this_machine(settings, accelerator)
-    announce(settings, dataset)
-    preflight(services, target, dataset, hyperparameters, output_dir)
-    head_start(settings, compute, accelerator, dataset, hyperparameters, experiment, retrain)
+    announce(settings, description)
+    preflight(services, target, output_dir)
+    head_start(settings, compute, request)
     seconds = StepSeconds()
     with stop_when_cancelled(settings):
         try:
-            reason = partial(why_nothing_to_train, tracker, experiment, key, retrain)
-            provisioned = provision_compute.submit(target, reason)
+            provisioned = provision_compute.submit(target, partial(why_nothing_to_train, tracker, request))
             with seconds.step("download"):
-                files = download_dataset(dataset, settings, if_unreachable)
-                description = describe_dataset(files.name, settings.dataset_catalog)
-                hyperparameters = fit_to_dataset(hyperparameters, description)
+                files = download_dataset(description, settings, if_unreachable)
+                if files.description != description:
+                    request = replace(request, training=mnist_training(files.description, hyperparameters))
             with seconds.step("upload"):
                 stored = upload_dataset(files, services, overwrite_dataset)
             with seconds.step("provision"):
@@ -128,10 +132,7 @@ def train_mnist(
             # compares every byte, and what was damaged in the store is then sent again, from the checked download.
             repair = partial(upload_dataset, files, services, read_back=True)
             with seconds.step("train"):
-                train = partial(
-                    train_model,
-                    *(stored, hyperparameters, target, machine, accelerator, experiment, retrain, services),
-                )
+                train = partial(train_model, request, {stored.name: stored}, target, machine, services)
                 run = once_repaired(train, repair)
             with seconds.step("register"):
                 rules = GateRules(gate, recall_floor)

@@ -29,7 +29,7 @@ from infra.mirror import (
     file_address,
 )
 from infra.settings import Settings
-from tasks.dataset_catalog import DatasetDescription, describe_dataset, sample_of
+from tasks.dataset_catalog import DatasetDescription, sample_of
 from tasks.handoffs import DatasetFiles
 from tasks.progress import byte_progress
 from tasks.retrying import is_worth_a_retry
@@ -49,18 +49,20 @@ IfUnreachable = Literal["fail", "sample"]
     retry_jitter_factor=0.2,
     retry_condition_fn=is_worth_a_retry,
 )
-def download_dataset(name: str, settings: Settings, if_unreachable: IfUnreachable = "fail") -> DatasetFiles:
-    """The files of the data set `name` on this machine; see `obtain_dataset`."""
-    return obtain_dataset(name, settings, if_unreachable)
+def download_dataset(
+    dataset: DatasetDescription, settings: Settings, if_unreachable: IfUnreachable = "fail"
+) -> DatasetFiles:
+    """The files of the data set on this machine; see `obtain_dataset`."""
+    return obtain_dataset(dataset, settings, if_unreachable)
 
 
 def obtain_dataset(
-    name: str,
+    dataset: DatasetDescription,
     settings: Settings,
     if_unreachable: IfUnreachable = "fail",
     limits: Limits = DEFAULT_LIMITS,
 ) -> DatasetFiles:
-    """The files of the data set `name` in its folder; fetched, unless they are there and intact.
+    """The files of the data set in its folder; fetched, unless they are there and intact.
 
     With `if_unreachable="sample"` the result is the data set's sample, under its own name, if every
     mirror refused the connection, had no name or was silent; never after any other answer.
@@ -68,22 +70,21 @@ def obtain_dataset(
     Raises `DatasetUnavailable` if no mirror could be reached, or those that could broke off: asking
     again may help. Raises `DatasetNotFound` if those that were reached do not have a file, or do not
     give it (404, no such folder), `DatasetCorrupted` if what they gave is not what the catalog says, or
-    is it and is no such data set, `ArgumentError` if there is no data set of this name, `SettingsError`
-    if the catalog, an address or this machine's disk is wrong.
+    is it and is no such data set, `SettingsError` if the catalog, an address or this machine's disk is
+    wrong.
     """
-    dataset = describe_dataset(name, settings.dataset_catalog)
     if dataset.sample_of:
         return _prepare(dataset, settings, partial(_write_sample, dataset))
     mirrors = tuple(dict.fromkeys(settings.dataset_mirrors or dataset.mirrors))
     if not mirrors:
         raise SettingsError(
-            f"The catalog {settings.dataset_catalog} names no mirror for {name}.\n"
+            f"The catalog {settings.dataset_catalog} names no mirror for {dataset.name}.\n"
             "Add one there, or set MNIST_MIRRORS to a folder or an address that holds its files."
         )
     try:
         return _prepare(dataset, settings, partial(_download, dataset, mirrors, settings.dataset_catalog, limits))
     except NoMirrorReachable as error:
-        sample = sample_of(name, settings.dataset_catalog)
+        sample = sample_of(dataset.name, settings.dataset_catalog)
         if sample is None:
             raise
         if if_unreachable == "fail":
@@ -96,10 +97,11 @@ def obtain_dataset(
 
 def closing_reminder(asked_for: str, used: DatasetFiles) -> str | None:
     """What a run says at its end if it used a sample of the data set that it was asked for."""
-    if used.name == asked_for:
+    name = used.description.name
+    if name == asked_for:
         return None
     return _boxed(
-        f"THIS RUN USED THE SAMPLE {used.name}, NOT {asked_for}: no mirror could be reached.",
+        f"THIS RUN USED THE SAMPLE {name}, NOT {asked_for}: no mirror could be reached.",
         "Its figures are those of a model that saw a small part of the data, and its version was not made champion.",
         _REAL_DATA,
     )
@@ -138,7 +140,7 @@ def _prepare(
             f"The data set {dataset.name} cannot be kept in {folder}: {error}\n"
             "Make room there, or set PIPELINE_HOME to a folder that can be written."
         ) from error
-    return DatasetFiles(dataset.name, dataset.sha256, folder)
+    return DatasetFiles(dataset, folder)
 
 
 def _is_intact(path: Path, entry: FileEntry) -> bool:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.dataset_catalog import DatasetDescription
+
 
 @dataclass(frozen=True)
 class DatasetFiles:
     """The checked files of a data set in a folder of this machine."""
 
-    name: str
-    sha256: str
+    description: DatasetDescription
     folder: Path
 
 

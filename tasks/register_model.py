@@ -7,11 +7,11 @@ from prefect.tasks import exponential_backoff
 
 from infra.compute import Compute
 from infra.services import Services
+from tasks.checkpoints import discard_checkpoints
 from tasks.gate import GateRules
 from tasks.handoffs import Dataset, ModelVersion, TrainingRun
 from tasks.registration import register
 from tasks.retrying import is_worth_a_retry
-from tasks.train_model import discard_checkpoints
 
 
 @task(

@@ -12,10 +12,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from infra.addresses import without_secrets
-from infra.errors import ObjectStoreError, SettingsError
+from infra.errors import ObjectStoreError
 from infra.object_store import ObjectStore, SourceFile
 from infra.services import Services
-from tasks.dataset_catalog import describe_dataset
 from tasks.handoffs import Dataset, DatasetFiles
 from tasks.progress import byte_progress
 from tasks.retrying import is_worth_a_retry
@@ -50,14 +49,8 @@ def upload_dataset(
     files: DatasetFiles, services: Services, overwrite: bool = False, read_back: bool = False
 ) -> Dataset:
     """The data set in the object store of this machine's settings; see `store_dataset`."""
-    catalog = services.settings.dataset_catalog
-    description = describe_dataset(files.name, catalog)
-    if description.sha256 != files.sha256:
-        raise SettingsError(
-            f"The catalog {catalog} has changed since {files.name} was downloaded: expected the\n"
-            f"data set {files.sha256}, it now describes {description.sha256}.\nRun again from the start."
-        )
-    return store_dataset(files.name, files.folder, description.files, services.store, overwrite, read_back)
+    dataset = files.description
+    return store_dataset(dataset.name, files.folder, dataset.files, services.store, overwrite, read_back)
 
 
 def store_dataset(

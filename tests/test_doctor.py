@@ -12,7 +12,7 @@ from flows.doctor import examine
 from infra.lease import Claims, claimant, hold_lease
 from infra.lock import hold
 from infra.object_store import ObjectStore
-from tasks.train_model import close_orphans
+from tasks.training_runs import close_orphans
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
 
 

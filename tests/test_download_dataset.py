@@ -97,7 +97,7 @@ def environment(folder: Path, files: dict[str, bytes], *mirrors: str) -> dict[st
 def obtain(
     settings: Settings, if_unreachable: IfUnreachable = "fail", name: str = "tiny", limits: Limits = LIMITS
 ) -> DatasetFiles:
-    return obtain_dataset(name, settings, if_unreachable, limits)
+    return obtain_dataset(describe_dataset(name, settings.dataset_catalog), settings, if_unreachable, limits)
 
 
 def kept(settings: Settings) -> dict[str, bytes]:
@@ -143,7 +143,7 @@ def test_the_files_come_from_the_first_mirror_side_by_side(
     settings = settings_for(server.address, second.address)
     dataset = obtain(settings)
     assert dataset == DatasetFiles(
-        "tiny", describe_dataset("tiny", settings.dataset_catalog).sha256, settings.datasets_folder / "tiny"
+        describe_dataset("tiny", settings.dataset_catalog), settings.datasets_folder / "tiny"
     )
     assert kept(settings) == files
     assert sorted(server.requests) == sorted((name, None) for name in FILE_NAMES)
@@ -157,7 +157,7 @@ def test_the_four_files_are_asked_for_at_once(
         server.behaviour[name] = Behaviour(silent=True)
     settings = settings_for(server.address)
     with ThreadPoolExecutor(1) as pool:
-        obtained = pool.submit(obtain_dataset, "tiny", settings, "fail", Limits(answer_seconds=60))
+        obtained = pool.submit(obtain, settings, limits=Limits(answer_seconds=60))
         # None of them is answered before all have been asked for.
         wait_until(lambda: len(server.requests) == 4)
         server.resume.set()
@@ -331,9 +331,9 @@ def test_without_any_mirror_the_sample_stands_in_and_says_so(
     with refusing() as nobody:
         settings = settings_for(nobody, "http://someone:secret@mirror.invalid/folder?signature=secret", server.address)
         used = obtain(settings, "sample", limits=replace(LIMITS, answer_seconds=0.5))
-    assert used.name == "tiny-sample"
+    assert used.description.name == "tiny-sample"
     assert used.folder == settings.datasets_folder / "tiny-sample"
-    assert used.sha256 == describe_dataset("mnist-5k", STANDARD_CATALOG).sha256
+    assert used.description.sha256 == describe_dataset("mnist-5k", STANDARD_CATALOG).sha256
     assert sorted(path.name for path in used.folder.iterdir()) == sorted(FILE_NAMES)
     (notice,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     for said in ("SAMPLE tiny-sample, NOT tiny", nobody, "refused", "no such name", "no answer", "MNIST_MIRRORS"):
@@ -361,7 +361,7 @@ def test_the_sample_is_the_one_whose_digests_are_pinned(tmp_path: Path) -> None:
     settings = load_settings({"PIPELINE_HOME": str(tmp_path)})
     used = obtain(settings, name="mnist-5k")
     description = describe_dataset("mnist-5k", settings.dataset_catalog)
-    assert used == DatasetFiles("mnist-5k", description.sha256, settings.datasets_folder / "mnist-5k")
+    assert used == DatasetFiles(description, settings.datasets_folder / "mnist-5k")
     for entry in description.files:
         assert hashlib.sha256((used.folder / entry.name).read_bytes()).hexdigest() == entry.sha256
     written = (used.folder / TRAIN_IMAGES).stat().st_mtime_ns
@@ -409,9 +409,11 @@ def test_a_folder_is_a_mirror(tmp_path: Path, files: dict[str, bytes], settings_
 PROGRAM = """
 import logging
 from infra.settings import load_settings
+from tasks.dataset_catalog import describe_dataset
 from tasks.download_dataset import obtain_dataset
 logging.basicConfig(level=logging.INFO, force=True)
-print(obtain_dataset("tiny", load_settings()).sha256)
+settings = load_settings()
+print(obtain_dataset(describe_dataset("tiny", settings.dataset_catalog), settings).description.sha256)
 """
 
 

@@ -16,8 +16,8 @@ from infra.settings import load_settings
 from tasks import saved_model
 from tasks.program_run import PROGRAM, ProgramRun
 from tasks.saved_model import ask_program
-from tasks.train_model import _closing
 from tasks.training_program.dataset_files import MANIFEST, TEST_LABELS, manifest_bytes
+from tasks.training_runs import closing_run
 from tests.small_dataset import entries, write_small_dataset
 from tests.test_local_process import program
 
@@ -95,7 +95,7 @@ def test_the_cause_of_a_run_whose_data_are_refused_is_the_reason(machine: LocalP
     with (
         pytest.raises(DatasetCorrupted),
         hold_lease(store, "training", "here", lambda holder: None) as lease,
-        _closing(tracker, run_id, lease),
+        closing_run(tracker, run_id, lease),
     ):
         list(ProgramRun(machine, job).lines())
     run = tracker.get_run(run_id)

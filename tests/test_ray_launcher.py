@@ -27,7 +27,7 @@ from infra.compute import ClusterOptions, Job, Workload, compute_target
 from infra.compute.ray_launcher import RAY, ClusterOfFile, LaunchedCluster, ask_provider, read_cluster_file
 from infra.errors import ComputeUnavailable, SettingsError
 from infra.settings import Settings, load_settings
-from tasks.train_model import REQUIREMENTS
+from tasks.mnist_training import REQUIREMENTS
 from tests.http_server import serving
 from tests.pipeline import ROOT, wait_until
 from tests.programs import need

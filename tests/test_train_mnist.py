@@ -21,7 +21,7 @@ import pytest
 from infra.experiment_tracker import Run
 from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import check_output_dir
-from tasks.train_model import PHASES
+from tasks.job_output import PHASES
 from tasks.training_program.dataset_files import FILE_NAMES, TEST_IMAGES, TRAIN_IMAGES
 from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, signal_group, still_running, wait_until
@@ -164,6 +164,7 @@ def test_retrain_makes_a_new_version_with_the_same_weights(pipeline: Pipeline, o
 def test_another_hyperparameter_trains(pipeline: Pipeline, outcome: dict[str, Any]) -> None:
     other = pipeline.run(*QUICK, "--seed=7")
     assert not other["reused"]
+    assert "Since then: seed 0 -> 7\n" in pipeline.log
     assert other["training_key"] != outcome["training_key"]
     assert other["weights_sha256"] != outcome["weights_sha256"]
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from infra.settings import load_settings
+from tasks.dataset_catalog import describe_dataset
 from tasks.download_dataset import obtain_dataset
 from tests.benchmarks import cluster, history, training, whole_pipeline
 from tests.benchmarks.rows import show
@@ -31,7 +32,7 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     settings = load_settings()
-    folder = obtain_dataset("mnist", settings).folder
+    folder = obtain_dataset(describe_dataset("mnist", settings.dataset_catalog), settings).folder
     sys.stdout.write(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}\n\n")
     if "training" in parts:
         show(training.speed_rows(folder, options.pairs))
