@@ -5,7 +5,7 @@ Settings differ between two machines; what differs between two runs is a paramet
 
 import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -425,6 +425,11 @@ def child_environment(**changes: str) -> dict[str, str]:
     """
     files = {name: str(Path(os.environ[name]).expanduser().absolute()) for name in _FILES if os.environ.get(name)}
     return {**os.environ, **files, **changes}
+
+
+def given_variables(names: Iterable[str]) -> dict[str, str]:
+    """Those of these variables of the process that are set, with their values."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def set_variables(**changes: str) -> None:

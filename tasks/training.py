@@ -46,7 +46,7 @@ class Training:
     """The folder that a compute runs, see `Job.program`: the program's own, or one that has it inside."""
     requirements: tuple[str, ...]
     """`name==version` of what a node must have for `shipped`."""
-    command_for: Callable[[Attempt], tuple[str, ...]]
+    command_for: Callable[[Attempt], tuple[str, ...]] = field(repr=False)
     """The arguments of the job that trains."""
     tags: Mapping[str, str]
     """What the run says of itself from its beginning."""
@@ -58,6 +58,8 @@ class Training:
     """The command of `shipped` by which the downloaded model is tried afterwards; None: its files are compared."""
     when_the_same: str = "Nothing that decides the weights has changed"
     """What is said of a finished run with this key."""
+    warnings: tuple[str, ...] = ()
+    """What will not do what is expected, of a program that can be started all the same."""
     epochs: int | None = None
     """How many there will be, if that is known."""
 
