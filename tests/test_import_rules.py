@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "tasks" / "training_program"
+RUNNER = ROOT / "infra" / "compute" / "runner"
+SHIPPED = (PROGRAM, RUNNER)
 
 LIGHT = {f"tasks.training_program.{module}" for module in ("hyperparameters", "dataset_files", "errors")}
 """What of the program the flow's process may import: declarations and file formats, no Keras."""
@@ -26,7 +28,7 @@ def imports(path: Path) -> set[str]:
 
 
 def files(folder: str) -> list[Path]:
-    found = sorted(path for path in (ROOT / folder).rglob("*.py") if PROGRAM not in path.parents)
+    found = sorted(path for path in (ROOT / folder).rglob("*.py") if not {*SHIPPED} & {*path.parents})
     assert found, f"there are no files in {folder}"
     return found
 
@@ -51,8 +53,10 @@ def test_only_the_program_imports_keras_and_only_its_light_modules_are_imported(
     assert {name for name in imports(path) if name.startswith("tasks.training_program")} <= LIGHT
 
 
-@pytest.mark.parametrize("path", sorted(PROGRAM.rglob("*.py")), ids=lambda path: path.name)
-def test_the_program_imports_nothing_else_of_ours(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", [path for folder in SHIPPED for path in sorted(folder.rglob("*.py"))], ids=lambda path: path.name
+)
+def test_what_is_shipped_imports_nothing_else_of_ours(path: Path) -> None:
     assert not top_levels(path) & {"prefect", "ray", "flows", "tasks", "infra"}
 
 

@@ -1,0 +1,144 @@
+"""What the runner is told: facts of the program, which are shipped with it, and the order, which comes later."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .exits import UsageError
+
+PROGRAM_FACTS = "program.json"
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """An environment of the program's own."""
+
+    python: str | None
+    """`3.11`; None: the version of the runner's."""
+    lock: str
+    """A requirements file in which every package has its version and its hashes."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training is good for."""
+
+    metric: str
+    goal: str
+    """`maximize` or `minimize`."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Facts of the program that are known before it is ordered."""
+
+    name: str
+    command: tuple[str, ...]
+    """Words; `{data_folder}` and `{data_folder_NAME}` in them stand for folders."""
+    import_ahead: tuple[str, ...] = ()
+    requirements: Requirements | None = None
+    uses_mlflow: bool = False
+    uses_keras: bool = False
+    hook: bool = True
+    continues: str | None = None
+    objective: Objective | None = None
+    seed: int | None = None
+    variables: tuple[str, ...] = ()
+    """Names of variables that the order will bring."""
+    sets_variables: tuple[str, ...] = ()
+    """Names of variables that its sources set: those have no value before."""
+    parameters: Mapping[str, Any] | None = None
+    """By name; None: it has arguments alone."""
+
+    @property
+    def python_words(self) -> tuple[bool, tuple[str, ...]] | None:
+        """Whether it is a module, and the name of module or file with its arguments; None: it is no Python program."""
+        first, *rest = self.command
+        if not Path(first).name.startswith("python") or not rest:
+            return None
+        if rest[0] == "-m" and len(rest) > 1:
+            return True, tuple(rest[1:])
+        return None if rest[0].startswith("-") else (False, tuple(rest))
+
+    @property
+    def entry(self) -> str:
+        """What a person calls the program: its script or module, else its command."""
+        found = self.python_words
+        return found[1][0] if found else self.command[0]
+
+
+def read_program(path: Path) -> Program:
+    """The facts in a file of JSON. Raises `UsageError` if they are not what they must be."""
+    try:
+        facts = json.loads(path.read_text())
+        lists: dict[str, Any] = {
+            name: tuple(map(str, facts.pop(name, ()))) for name in ("import_ahead", "variables", "sets_variables")
+        }
+        requirements, objective = facts.pop("requirements", None), facts.pop("objective", None)
+        program = Program(
+            command=tuple(map(str, facts.pop("command"))),
+            requirements=Requirements(requirements.get("python"), requirements["lock"]) if requirements else None,
+            objective=Objective(objective["metric"], objective["goal"]) if objective else None,
+            **lists,
+            **facts,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{path} does not hold the facts of a program: {error!r}") from error
+    if not program.command:
+        raise UsageError(f"{path} names no command")
+    return program
+
+
+@dataclass(frozen=True)
+class DatasetOrder:
+    """A data set in a store."""
+
+    name: str
+    uri: str
+    """A folder, with the manifest in it."""
+    sha256: str
+    """Of the manifest's bytes."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A training to be done."""
+
+    run_id: str
+    datasets: tuple[DatasetOrder, ...]
+    default_dataset: str | None
+    checkpoint_uri: str
+    lease_uri: str | None = None
+    accelerator: str = "auto"
+    cache: Path | None = None
+    home: Path = Path("~/.cache/keras-at-scale")
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    rebuild_environment: bool = False
+
+
+def parse_order(text: str) -> Order:
+    """The order in a line of JSON. Raises `UsageError` if it is none; its values are not repeated, some are secret."""
+    try:
+        facts = json.loads(text)
+        datasets = {name: DatasetOrder(name, one["uri"], one["sha256"]) for name, one in facts["dataset_uris"].items()}
+        default = facts.get("default_dataset")
+        if default is not None and default not in datasets:
+            raise KeyError(default)
+        home = facts.get("home") or Order.home
+        return Order(
+            run_id=str(facts["run_id"]),
+            datasets=tuple(datasets.values()),
+            default_dataset=default,
+            checkpoint_uri=str(facts["checkpoint_uri"]),
+            lease_uri=facts.get("lease_uri"),
+            accelerator=str(facts.get("accelerator", "auto")),
+            cache=Path(facts["cache"]).expanduser() if facts.get("cache") else None,
+            home=Path(home).expanduser(),
+            variables=dict(facts.get("variables") or {}),
+            rebuild_environment=bool(facts.get("rebuild_environment")),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        missing = f", without {error}" if isinstance(error, KeyError) else ""
+        raise UsageError(f"Expected an order in a line of JSON, found something else{missing}.") from error

@@ -1,0 +1,128 @@
+"""What the program left under `outputs/`: which of it is the model, and the rest, which is kept with the run."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from .exits import RunnerError
+from .output import say
+from .record import RunRecord
+
+OUTPUTS = "outputs"
+MODEL = "model"
+
+_WHOLE = (".keras", ".h5", ".hdf5")
+"""How files end that hold a model with its weights."""
+_WEIGHTS = ".weights.h5"
+_LIKE_MODELS = (*_WHOLE, ".pkl", ".pickle", ".joblib", ".onnx", ".pt", ".pth", ".tflite")
+_SAVED_MODEL = "saved_model.pb"
+_SIDE_BY_SIDE = 8
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the model lies."""
+
+    root: Path
+    """A folder whose files belong to the model, or a single file."""
+    file: Path | None = None
+    """What Keras may load; None: nothing here is for Keras."""
+    weights: Path | None = None
+    """Where `file` is an architecture, its weights."""
+
+    @property
+    def beside(self) -> list[Path]:
+        """The files of the folder that are not what Keras loads."""
+        files = files_under(self.root) if self.root.is_dir() else []
+        return [path for path in files if path not in (self.file, self.weights)]
+
+
+def find_model(outputs: Path) -> ModelSource | None:
+    """The model in the folder `outputs`: what is called `model`, else what lies there and Keras may load."""
+    model = outputs / MODEL
+    if model.is_dir() and files_under(model):
+        if (model / "MLmodel").is_file():
+            return ModelSource(model, next(iter(sorted(model.glob("data/*.keras"))), None))
+        return _keras_files(model, files_under(model)) or ModelSource(model)
+    if not outputs.is_dir():
+        return None
+    here = sorted(path for path in outputs.iterdir() if path.is_file())
+    found = _keras_files(None, here)
+    named = next((path for path in here if path.stem == MODEL and path.suffix in ("", *_LIKE_MODELS)), None)
+    return found or (ModelSource(named) if named else None)
+
+
+def _keras_files(root: Path | None, files: list[Path]) -> ModelSource | None:
+    if any(path.name == _SAVED_MODEL for path in files):
+        return None
+    whole = [path for path in files if path.suffix in _WHOLE and not path.name.endswith(_WEIGHTS)]
+    weights = [path for path in files if path.name.endswith(_WEIGHTS)] or [p for p in whole if p.suffix != ".keras"]
+    architecture = next((path for path in files if path.suffix == ".json" and _is_architecture(path)), None)
+    if keras := [path for path in whole if path.suffix == ".keras"]:
+        whole = keras
+    elif architecture and weights:
+        return ModelSource(root or architecture, architecture, _newest(weights))
+    if not whole:
+        return None
+    chosen = _newest(whole)
+    return ModelSource(root or chosen, chosen)
+
+
+def _newest(files: list[Path]) -> Path:
+    """The one called `model`, else the one that was written last."""
+    chosen = max(files, key=lambda path: (path.name.partition(".")[0] == MODEL, path.stat().st_mtime_ns))
+    if others := [path.name for path in files if path != chosen]:
+        say(f"of several, {chosen.name} is the model, as its name says or as the last written; not {', '.join(others)}")
+    return chosen
+
+
+def _is_architecture(path: Path) -> bool:
+    try:
+        facts = json.loads(path.read_text())
+    except (ValueError, OSError):
+        return False
+    return isinstance(facts, dict) and {"class_name", "config"} <= facts.keys()
+
+
+def no_model(folder: Path, shipped: set[str]) -> RunnerError:
+    """What to say where a program left no model: what was looked for, and what was found elsewhere in its folder."""
+    elsewhere = list(_model_like(folder, shipped))
+    names = ", ".join(elsewhere[:_NAMED]) + (f" and {len(elsewhere) - _NAMED} more" if len(elsewhere) > _NAMED else "")
+    found = (
+        f"What looks like one lies elsewhere: {names}. Save it there instead; "
+        if elsewhere
+        else "Nothing else in its folder looks like one. "
+    )
+    return RunnerError(
+        "The program ended well, but left no model. Looked for, in this order: a model that it logged with MLflow;\n"
+        "outputs/model, a folder; a file outputs/*.keras or outputs/*.h5 (OUTPUTS_FOLDER names the folder).\n"
+        f"{found}in Keras: model.save('outputs/model.keras')."
+    )
+
+
+def _model_like(folder: Path, shipped: set[str]) -> Iterator[str]:
+    for path in files_under(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in shipped and (path.suffix in _LIKE_MODELS or path.name == _SAVED_MODEL):
+            yield name
+
+
+def log_outputs(record: RunRecord, outputs: Path) -> int:
+    """Keep everything under `outputs`, but the model's folder, as the run's artifacts; returns the number of files."""
+    files = [path for path in files_under(outputs) if outputs / MODEL not in path.parents]
+
+    def log(path: Path) -> None:
+        folder = Path(OUTPUTS, path.relative_to(outputs)).parent.as_posix()
+        record.do(lambda: record.client.log_artifact(record.run_id, str(path), folder), f"keep {path.name} in MLflow")
+
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        list(pool.map(log, files))
+    return len(files)
+
+
+def files_under(folder: Path) -> list[Path]:
+    """The files in a folder, at any depth, in a fixed order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,251 @@
+"""A training, from the order to the run's last tag: data, checkpoints, the program, its record and its model."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import Checkpoints
+from .data import bring, dataset_sha256
+from .devices import require_gpu
+from .environments import build
+from .exits import UsageError
+from .fits import Fits
+from .keras_process import KerasProcess
+from .lease import Lease
+from .locked import check_versions
+from .mlflow_address import MlflowAddress
+from .model import KeptModel, ModelLogging
+from .objective import log_objective
+from .order import DatasetOrder, Order
+from .output import say
+from .outputs import OUTPUTS, log_outputs
+from .program_process import ProgramProcess
+from .record import RunRecord
+from .stage import Stage
+from .variables import all_variables
+
+KEPT_VERSIONS = ("keras", "tensorflow", "numpy")
+"""Of these packages, the run has the version as a tag of its own."""
+
+SECONDS_AHEAD = 15.0
+"""How long before the end of the training the process that loads its model is started."""
+
+
+class Training:
+    """What becomes of an order."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._program = stage, stage.program
+        self._failure: BaseException | None = None
+        self._keras = KerasProcess(stage.scratch)
+        self._mlflow: MlflowAddress | None = None
+        self._packages: dict[str, str] = {}
+        self._last_step = 0
+        self._grade = ""
+
+    def run(self, order: Order) -> None:
+        """Do what is ordered. Raises `RunnerError` and its kinds, having ended what it started."""
+        started = time.perf_counter()
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            # MLflow would look in, and make, a database in the folder that one happens to be in.
+            raise UsageError(f"Run {order.run_id} is one of MLflow, and MLFLOW_TRACKING_URI does not say of which.")
+        require_gpu(order.accelerator)
+        confirm = Lease(order.lease_uri).check if order.lease_uri else lambda: None
+        confirm()
+        try:
+            record = RunRecord(order.run_id, confirm, self._fail)
+            self._build_environment(order)
+            folders = {one.name: self._bring(one, order) for one in order.datasets}
+            scratch = self._stage.scratch / "checkpoints"
+            checkpoints = Checkpoints(order.checkpoint_uri, self._stage.checkpoints, scratch, confirm)
+            state = checkpoints.restore()
+            if state is not None:
+                say(f"continuing from the checkpoint in {order.checkpoint_uri}")
+            fits = Fits(state)
+            self._log_start(record, order)
+            if self._program.continues or state is not None:
+                self._say_grade(record, self._program.continues or "epoch")
+            checkpoints.start(lambda: fits.state, self._fail)
+            self._begin(record, order, folders)
+            self._follow(record, checkpoints, fits)
+            self._post_process(record, checkpoints, order)
+        finally:
+            for part in (self._keras, self._mlflow):
+                if part:
+                    part.stop()
+        say(f"done in {time.perf_counter() - started:.1f} s")
+
+    @property
+    def _process(self) -> ProgramProcess:
+        assert self._stage.process is not None, "it is started with the stage, or when its environment is there"
+        return self._stage.process
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._stage.inbox.put(error)
+
+    def _build_environment(self, order: Order) -> None:
+        wanted = self._program.requirements
+        if not wanted:
+            return
+        place = order.home / "environments"
+        environment = build(wanted.lock, wanted.python, place, order.rebuild_environment, say)
+        self._stage.start(environment / "bin" / "python")
+
+    def _bring(self, dataset: DatasetOrder, order: Order) -> Path:
+        folder = self._stage.data / dataset.name
+        entries = bring(dataset, folder, order.cache)
+        size = sum(entry.size for entry in entries)
+        say(f"data set {dataset.name}: {len(entries):,} files, {size / 1e6:,.1f} MB, SHA-256 {dataset.sha256}")
+        return folder
+
+    def _log_start(self, record: RunRecord, order: Order) -> None:
+        _, words = self._program.python_words or (False, self._program.command)
+        parameters = self._program.parameters
+        record.log_params({"argv": shlex.join(words)} if parameters is None else parameters)
+        tags = {"python_version": self._python_version(), "dataset_sha256": dataset_sha256(order.datasets)}
+        if objective := self._program.objective:
+            tags |= {"objective": objective.goal, "objective_metric": objective.metric}
+        record.log_tags(tags)
+        record.log_inputs(order.datasets)
+
+    def _python_version(self) -> str:
+        if self._stage.python == Path(sys.executable):
+            return platform.python_version()
+        command = [str(self._stage.python), "-I", "-c", "import platform; print(platform.python_version())"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def _begin(self, record: RunRecord, order: Order, folders: Mapping[str, Path]) -> None:
+        outputs = self._stage.folder / OUTPUTS
+        outputs.mkdir(exist_ok=True)
+        checkpoints = str(self._stage.checkpoints)
+        told = {"OUTPUTS_FOLDER": str(outputs), "CHECKPOINT_FOLDER": checkpoints, "MLFLOW_RUN_ID": order.run_id}
+        address = os.environ["MLFLOW_TRACKING_URI"]
+        if self._program.requirements and self._program.uses_mlflow and not address.startswith("http"):
+            self._mlflow = MlflowAddress(address, self._stage.scratch)
+            told |= self._mlflow.variables
+        module, words = self._program.python_words or (False, self._program.command)
+        self._process.begin(
+            {
+                "argv": [_filled(word, folders, order.default_dataset) for word in words],
+                "module": module,
+                "command": self._program.python_words is None,
+                "environment": all_variables(self._stage.variables, self._program, order, told),
+                "hook": self._program.hook,
+                "seed": self._program.seed,
+                "checkpoint_folder": checkpoints,
+                "run": {"run_id": order.run_id, "logged": record.logged, "params": record.params},
+            }
+        )
+
+    def _follow(self, record: RunRecord, checkpoints: Checkpoints, fits: Fits) -> None:
+        """Do what the program's events ask for until it has ended; raises unless it ended well."""
+        epochs = {}
+        while not isinstance(event := self._stage.inbox.get(), int):
+            if isinstance(event, BaseException):
+                raise event
+            match event.get("event"):
+                case "fit":
+                    epochs[event["fit"]] = event["epochs"]
+                    fits.begin(event["fit"], event["initial_epoch"])
+                case "epoch":
+                    self._log_epoch(record, fits, event, epochs.get(event["fit"], event["epoch"]))
+                case "checkpoint":
+                    checkpoints.take()
+                    self._process.answer_taken()
+                case "metric":
+                    record.leave_to_program(event["key"], event.get("step"))
+                case "imported":
+                    self._packages = dict(event["packages"])
+            if checkpoints.holds_more_than_history:
+                self._say_grade(record, "epoch")
+        record.flush()
+        try:
+            self._process.check_end(event, self._program.entry)
+        except BaseException:
+            with suppress(BaseException):  # The program's own reason is the one to tell.
+                checkpoints.finish(lambda: self._failure, final=False)
+            raise
+        checkpoints.finish(lambda: self._failure, final=True)
+        if self._program.requirements:
+            check_versions(self._program.requirements.lock, self._packages)
+        self._say_grade(record, "epoch" if checkpoints.holds_more_than_history else "none")
+
+    def _log_epoch(self, record: RunRecord, fits: Fits, event: Mapping[str, Any], epochs: int) -> None:
+        number, epoch, metrics, seconds = event["fit"], event["epoch"], event["metrics"], event["seconds"]
+        shown = "".join(f"  {name} {value:.4f}" for name, value in metrics.items())
+        say(f"epoch {epoch}/{epochs}{shown}  {seconds:.2f} s")
+        self._last_step = step = fits.add(number, epoch)
+        values = {**metrics, "epoch_seconds": seconds}
+        if number > 1:
+            if fits.steps(number).start == step:
+                for earlier in range(1, number):
+                    for one in fits.steps(earlier):
+                        record.log_point({"fit": earlier}, one, event["time_ms"])
+            values["fit"] = number
+        record.log_point(values, step, event["time_ms"])
+        objective = self._program.objective
+        if objective and step == 1 and objective.metric not in metrics:
+            say(f"{objective.metric}, the objective, is not among {', '.join(metrics)}; the program must log it itself")
+        if self._program.uses_keras and (epochs - epoch) * seconds < SECONDS_AHEAD and (os.cpu_count() or 1) > 1:
+            self._keras.start()
+
+    def _say_grade(self, record: RunRecord, grade: str) -> None:
+        if self._grade:
+            return
+        self._grade = grade
+        say(f"continues: {_GRADES[grade]}")
+        record.log_tags({"continues": grade})
+
+    def _post_process(self, record: RunRecord, checkpoints: Checkpoints, order: Order) -> None:
+        say("post-processing: the outputs and the model")
+        record.do(
+            lambda: record.client.log_text(record.run_id, json.dumps(self._packages, indent=1), "packages.json"),
+            "keep the versions of packages in MLflow",
+        )
+        outputs = self._stage.folder / OUTPUTS
+        files = log_outputs(record, outputs)
+        say(f"kept {files:,} files of {OUTPUTS}/")
+        model = self._log_model(record, outputs)
+        log_objective(record, self._program.objective)
+        versions = {name: self._packages[name] for name in KEPT_VERSIONS if name in self._packages}
+        record.log_tags({f"{name}_version": version for name, version in versions.items()} | model.tags)
+        # Last: a run with this tag has everything.
+        record.log_tags({"model_sha256": model.model_sha256})
+        say(f"model saved as models:/{model.model_id} of run {order.run_id}")
+
+    def _log_model(self, record: RunRecord, outputs: Path) -> KeptModel:
+        logging = ModelLogging(
+            record=record,
+            keras=self._keras,
+            scratch=self._stage.scratch,
+            program=self._stage.folder,
+            source=self._stage.source,
+            step=self._last_step,
+            params=record.params,
+        )
+        model = logging.log(outputs)
+        say(f"weights SHA-256 {model.weights_sha256}")
+        return model
+
+
+_GRADES = {
+    "exact": "exactly where it was, with the same result, as the program says of itself",
+    "epoch": "after the last checkpoint: weights, optimizer and epoch, but not the order of the data",
+    "none": "not: it would begin anew, for it has called no fit of Keras and kept nothing in CHECKPOINT_FOLDER",
+}
+
+
+def _filled(word: str, folders: Mapping[str, Path], default: str | None) -> str:
+    """A word of the command, with folders in place of what stands for them."""
+    for name, folder in folders.items():
+        word = word.replace(f"{{data_folder_{name}}}", str(folder))
+    return word.replace("{data_folder}", str(folders[default])) if default else word
