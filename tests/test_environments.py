@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.compute.runner import environments
-from infra.compute.runner.environments import MARKER, build
+from infra.compute.runner.environments import MARKER, OWN_PYTHON, build
 from infra.compute.runner.exits import RunnerError
 from infra.requirements import resolve
 from infra.settings import set_variables
@@ -48,7 +48,8 @@ def test_it_is_built_once_with_exactly_what_is_listed(tmp_path: Path, lock: str)
     # Under the name that it was built with, its scripts would look for a Python that is gone.
     assert output([environment / "bin" / "alpha-version"]) == "1.0"
     assert subprocess.run([python, "-c", "import numpy"], capture_output=True).returncode != 0
-    assert build(lock, None, folder, False, nobody_builds) == environment
+    for same in (None, OWN_PYTHON, f"{OWN_PYTHON}.99"):
+        assert build(lock, same, folder, False, nobody_builds) == environment
     assert build("", None, folder, False, told.append) != environment
     assert {path.suffix for path in folder.iterdir()} == {"", ".lock"}
 

@@ -22,18 +22,20 @@ from .exits import RunnerError
 MARKER = ".complete"
 """In an environment, written last: the digest of its list."""
 
+OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
 _LINES_SHOWN = 6
 
 
 def build(lock_text: str, python: str | None, folder: Path, rebuild: bool, tell: Callable[[str], None]) -> Path:
     """The folder of an environment with exactly the packages of `lock_text`; its Python is `bin/python` in it.
 
-    It lies under `folder`, named by the digest of the list, the version of Python (`3.11`; None: that of this process)
-    and the kind of machine, and is built if it is not there, or is broken, or with `rebuild`. Whoever comes second
-    waits for the first. A program that runs in it during a rebuild goes on: the new one, of the very same files, takes
-    the place of the old one at once. Raises `RunnerError` with the reason if it cannot be built.
+    It lies under `folder`, named by the digest of the list, the version of Python (its first two numbers count; None:
+    that of this process) and the kind of machine. It is built if it is not there, or is broken, or with `rebuild`;
+    whoever comes second waits for the first. A program that runs in it during a rebuild goes on: the new one, of the
+    very same files, takes the place of the old one at once. Raises `RunnerError` with the reason if it cannot be built.
     """
-    python = python or f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = ".".join(python.split(".")[:2]) if python else OWN_PYTHON
     digest = hashlib.sha256("\n".join((python, sysconfig.get_platform(), lock_text)).encode()).hexdigest()
     environment = folder / digest[:16]
     if not rebuild and _is_whole(environment, digest):
@@ -83,7 +85,7 @@ def _lock(path: Path, tell: Callable[[str], None]) -> Iterator[int]:
 
 
 def _build(lock_text: str, python: str, new: Path, lock: int) -> None:
-    own = python == f"{sys.version_info.major}.{sys.version_info.minor}"
+    own = python == OWN_PYTHON
     uv = _uv()
     try:
         if uv:
