@@ -4,25 +4,33 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
-from infra.experiment_tracker import ExperimentTracker, Run
+from flows.learning_curve import learning_curve
+from infra.experiment_tracker import Run
+from infra.services import Services
 from tasks.cancellation import UNREACHABLE, told_by_prefect
 from tasks.champion import standing
-from tasks.handoffs import Dataset, ModelVersion, TrainingRun
+from tasks.handoffs import ModelVersion, TrainingRun
 from tasks.job_output import PHASES
 from tasks.registration import GATE_DECISION, GATE_FLOW_RUN
 
 LOGGER = logging.getLogger(__name__)
 
+Report = TypeVar("Report", bound="TrainingReport")
+
+_MEASURED = ("phase_", "gpu_seconds", "cost", "epoch_seconds")
+"""How the names of metrics begin that tell of the work, not of the model."""
+
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """The outcome of a flow run, as `--json` prints it."""
+    """The outcome of a flow run, as `--json` prints it and a notebook shows it."""
 
     run_id: str
     model_name: str
@@ -32,10 +40,10 @@ class TrainingReport:
     dataset: str
     dataset_sha256: str
     training_key: str
-    weights_sha256: str
-    validation_accuracy: float
-    test_accuracy: float
-    test_loss: float
+    weights_sha256: str | None
+    """None: the model is files that nothing here loads."""
+    metrics: dict[str, float]
+    """The last value of each."""
     champion: int | None
     """The version that is champion now, whoever made it so; None: there is none."""
     decided: bool
@@ -51,10 +59,52 @@ class TrainingReport:
     phases: dict[str, float]
     """Seconds of each phase of the training: preparing, scaling, running, post_processing; none if nothing was trained.
     Those of the earlier run are metrics of that run."""
+    page: str = field(default="", repr=False)
+    """The report in Markdown, with the learning curve."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        facts = asdict(self)
+        del facts["page"]
+        return facts
+
+    @property
+    def figures(self) -> str:
+        """What the model achieves, in a few words."""
+        if "objective" in self.metrics:
+            return f"objective {self.metrics['objective']:.6g}"
+        return ", ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items())[:3] if name != "fit")
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The same as a table's rows."""
+        return [(name, f"{value:.6g}") for name, value in sorted(self.metrics.items())]
+
+    def _repr_markdown_(self) -> str:
+        return self.page
+
+
+@dataclass(frozen=True)
+class MnistReport(TrainingReport):
+    """The outcome for the digit classifier, whose metrics are known by name."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the figures that count, each by its name."""
+        facts = super().as_dict()
+        del facts["metrics"]
+        names = {"validation_accuracy": "best_val_accuracy", "test_accuracy": "test_accuracy", "test_loss": "test_loss"}
+        return facts | {name: self.metrics[metric] for name, metric in names.items()}
+
+    @property
+    def figures(self) -> str:
+        """What the model achieves, in a few words."""
+        accuracy, validation = self.metrics["test_accuracy"], self.metrics["best_val_accuracy"]
+        return f"test accuracy {accuracy:.4f} (validation {validation:.4f})"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The same as a table's rows."""
+        names = {"test_accuracy": "test accuracy", "test_loss": "test loss"}
+        names["best_val_accuracy"] = "validation accuracy, best epoch"
+        return [(told, f"{self.metrics[metric]:.4f}") for metric, told in names.items()]
 
 
 class StepSeconds:
@@ -74,32 +124,31 @@ class StepSeconds:
 
 
 def publish_report(
+    kind: type[Report],
     run: TrainingRun,
     version: ModelVersion,
-    dataset: Dataset,
-    model_folder: str,
+    model_folder: Path,
     seconds: StepSeconds,
-    tracker: ExperimentTracker,
-) -> TrainingReport:
+    services: Services,
+) -> Report:
     """Read the outcome from MLflow, put it on the flow run's page, and return it."""
+    tracker = services.tracker
     facts = tracker.get_run(run.run_id)
     registered = tracker.find_version(version.name, run.run_id)
     assert registered is not None, "the version was registered two steps ago"
     now = standing(tracker, version.name)
     decided = registered.tags.get(GATE_FLOW_RUN) == flow_run.id
-    report = TrainingReport(
+    report = kind(
         run_id=run.run_id,
         model_name=version.name,
         model_version=version.version,
         model_uri=registered.uri,
-        model_folder=model_folder,
-        dataset=dataset.name,
-        dataset_sha256=dataset.sha256,
+        model_folder=str(model_folder),
+        dataset=facts.tags["dataset"],
+        dataset_sha256=facts.tags["dataset_sha256"],
         training_key=facts.tags["training_key"],
-        weights_sha256=facts.tags["weights_sha256"],
-        validation_accuracy=facts.metrics["best_val_accuracy"],
-        test_accuracy=facts.metrics["test_accuracy"],
-        test_loss=facts.metrics["test_loss"],
+        weights_sha256=None if facts.tags["weights_sha256"] == "none" else facts.tags["weights_sha256"],
+        metrics={name: value for name, value in facts.metrics.items() if not name.startswith(_MEASURED)},
         champion=now.champion,
         decided=decided,
         champion_decision=registered.tags[GATE_DECISION] if decided else f"Nothing was decided. {now.sentence}",
@@ -112,12 +161,14 @@ def publish_report(
         ("MLflow run", run.run_id, tracker.run_url(facts)),
         ("model version", registered.uri, tracker.version_url(registered)),
     )
+    page = _markdown(report, facts, links)
     # Without a key: the link on the flow run's page then opens it, and not a list of the reports of all runs.
     try:
-        create_markdown_artifact(_markdown(report, facts, links), description=f"Report: {_headline(report)}")
+        create_markdown_artifact(page, description=f"Report: {_headline(report)}")
     except UNREACHABLE as error:
         LOGGER.warning("The report is not on the page of this flow run: %s", told_by_prefect(error))
-    return report
+    curve = learning_curve(tracker.metric_histories(run.run_id, sorted(report.metrics)))
+    return replace(report, page=f"{page}\n\n{curve}" if curve else page)
 
 
 def summary(report: TrainingReport) -> str:
@@ -128,8 +179,7 @@ def summary(report: TrainingReport) -> str:
     )
     trained = f"  of the training: {phases}\n" if report.phases else ""
     return (
-        f"\n{report.model_name} version {report.model_version}: test accuracy {report.test_accuracy:.4f} "
-        f"(validation {report.validation_accuracy:.4f}), {report.dataset}\n"
+        f"\n{report.model_name} version {report.model_version}: {report.figures}, {report.dataset}\n"
         f"  {report.champion_decision}\n"
         f"  {'nothing had changed: run' if report.reused else 'trained in run'} {report.run_id}\n"
         f"  files in {report.model_folder}\n"
@@ -139,7 +189,7 @@ def summary(report: TrainingReport) -> str:
 
 
 def _headline(report: TrainingReport) -> str:
-    return f"{report.model_name} version {report.model_version}, {report.test_accuracy:.2%} on the test set"
+    return f"{report.model_name} version {report.model_version}, {report.figures}"
 
 
 def _markdown(report: TrainingReport, run: Run, links: tuple[tuple[str, str, str | None], ...]) -> str:
@@ -159,13 +209,11 @@ def _markdown(report: TrainingReport, run: Run, links: tuple[tuple[str, str, str
                 "Value",
                 rows=iter(
                     [
-                        ("test accuracy", f"{report.test_accuracy:.4f}"),
-                        ("test loss", f"{report.test_loss:.4f}"),
-                        ("validation accuracy, best epoch", f"{report.validation_accuracy:.4f}"),
+                        *report.rows(),
                         *((name, f"[{text}]({url})" if url else f"`{text}`") for name, text, url in links),
                         ("data set", f"{report.dataset} `{report.dataset_sha256}`"),
                         ("training key", f"`{report.training_key}`"),
-                        ("weights", f"`{report.weights_sha256}`"),
+                        ("weights", f"`{report.weights_sha256 or 'none: its files alone'}`"),
                         ("commit", f"`{run.tags.get('mlflow.source.git.commit', 'unknown')}`"),
                         ("model folder", f"`{report.model_folder}`"),
                     ]

@@ -33,7 +33,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.preflight import announce, head_start, preflight
-from flows.reporting import StepSeconds, TrainingReport, publish_report
+from flows.reporting import MnistReport, StepSeconds, publish_report
 from flows.run_log import carry_lines
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
 from infra.errors import DatasetCorrupted
@@ -46,7 +46,7 @@ from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import download_artifacts, filled_in
 from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset
 from tasks.gate import RECALL_FLOOR, Gate, GateRules
-from tasks.mnist_training import mnist_training
+from tasks.mnist_training import mnist_training, verify_test_accuracy
 from tasks.provision_compute import provision_compute
 from tasks.register_model import register_model
 from tasks.train_model import train_model
@@ -103,7 +103,7 @@ def train_mnist(
     ),
     retrain: bool = Field(False, description="Train even if a finished run has the same training key."),
     overwrite_dataset: bool = Field(False, description="Send the data set to the store even if it is there."),
-) -> TrainingReport:
+) -> MnistReport:
     carry_lines()
     settings = load_settings()
     services = Services(settings, TrackerProcess(settings))
@@ -140,7 +140,8 @@ def train_mnist(
                 version = once_repaired(register, repair)
             with seconds.step("download artifacts"):
                 folder = filled_in(output_dir, version)
-                once_repaired(partial(download_artifacts, version, stored, folder, machine, services), repair)
+                verify = partial(verify_test_accuracy, machine=machine, data_uri=stored.uri)
+                once_repaired(partial(download_artifacts, version, folder, verify, services), repair)
         except BaseException as error:
             if not isinstance(error, Exception):  # Ctrl-C, SIGTERM, Prefect's cancelling.
                 tracker.hurry()
@@ -150,7 +151,7 @@ def train_mnist(
             machine.release()
     if reminder := closing_reminder(dataset, files):
         LOGGER.warning(reminder)
-    return publish_report(run, version, stored, str(folder), seconds, tracker)
+    return publish_report(MnistReport, run, version, folder, seconds, services)
 
 
 def once_repaired(step: Callable[[], T], repair: Callable[[], object]) -> T:

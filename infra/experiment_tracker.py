@@ -203,6 +203,14 @@ class ExperimentTracker:
         with self._translated(f"read {metric} of run {run_id}"):
             return float(sum(point.value for point in self._client.get_metric_history(run_id, metric)))
 
+    def metric_histories(self, run_id: str, metrics: Collection[str]) -> dict[str, list[tuple[int, float]]]:
+        """Step and value of every point of each of these metrics, in the order of the steps."""
+        with self._translated(f"read the metrics of run {run_id}"):
+            return {
+                metric: sorted((point.step, point.value) for point in self._client.get_metric_history(run_id, metric))
+                for metric in metrics
+            }
+
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Keep `text` with the run, as the file `path`."""
         with self._translated(f"log {path} to run {run_id}"):

@@ -1,14 +1,21 @@
 """The training of the digit classifier, a program that is shipped as it stands."""
 
+import logging
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
-from infra.errors import ArgumentError
+from infra.compute import Compute
+from infra.errors import ArgumentError, ModelMismatch
+from infra.experiment_tracker import Run
 from infra.settings import PROJECT_ROOT
 from tasks.dataset_catalog import DatasetDescription
 from tasks.program_run import PROGRAM
+from tasks.saved_model import ask_program
 from tasks.training import Attempt, Training
 from tasks.training_program.hyperparameters import VALIDATION_IMAGES, Hyperparameters
+
+LOGGER = logging.getLogger(__name__)
 
 COMPUTING_LIBRARIES = ("keras", "tensorflow", "numpy")
 """Those whose version can change the resulting weights."""
@@ -68,3 +75,18 @@ def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription
             f"a batch of {hyperparameters.batch_size:,}.\nLower --validation-images or --batch-size."
         )
     return hyperparameters
+
+
+def verify_test_accuracy(model: Path, run: Run, machine: Compute, data_uri: str) -> None:
+    """Raise `ModelMismatch` unless the model in this folder has the test accuracy that its run logged.
+
+    `machine` is where it predicts the test set of the data at `data_uri`.
+    """
+    arguments = ("predict", f"--model={model.absolute()}", f"--data-folder={data_uri}")
+    found, expected = ask_program(machine, arguments).get("test_accuracy"), run.metrics["test_accuracy"]
+    if found != expected:
+        raise ModelMismatch(
+            f"The downloaded model of run {run.run_id} has test accuracy {found}, and the run logged {expected}.\n"
+            "The files have the right digests, so the libraries differ from those that trained: see the run's tags."
+        )
+    LOGGER.info("The downloaded model has the run's test accuracy, %.4f", expected)
