@@ -14,6 +14,7 @@
     │   └── TrackerUnreachable        it did not answer, broke off, or is in trouble
     ├── ComputeUnavailable    the compute cannot run the job
     ├── TrainingFailed        the training program ended without a result
+    ├── BadScores             what a program's score wrote cannot be compared
     ├── RunNotRegistrable     the run lacks what a model version must have
     ├── PromotionRefused      the version must not become champion
     └── ModelMismatch         what was downloaded is not what the run logged
@@ -87,6 +88,10 @@ class TrainingFailed(PipelineError):
         """`exit_status` is the program's, where it ended by itself."""
         super().__init__(text)
         self.exit_status = exit_status
+
+
+class BadScores(PipelineError):
+    """What a program's entry point `score` wrote is not the scores of the models on the same items."""
 
 
 class RunNotRegistrable(PipelineError):

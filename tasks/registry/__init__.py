@@ -1,0 +1,1 @@
+"""How versions of any model are compared, decided about and kept."""
