@@ -34,7 +34,7 @@ from infra.services import Services
 from infra.settings import load_settings
 from tasks.champion import DECISION, MODEL_NAME, champions, history, standing
 from tasks.promote_version import promote
-from tasks.registration import OUTCOME
+from tasks.registry.decision import OUTCOME
 
 
 @dataclass(frozen=True)

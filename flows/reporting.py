@@ -18,7 +18,7 @@ from tasks.cancellation import UNREACHABLE, told_by_prefect
 from tasks.champion import standing
 from tasks.handoffs import ModelVersion, TrainingRun
 from tasks.job_output import PHASES
-from tasks.registration import GATE_DECISION, GATE_FLOW_RUN
+from tasks.registry.decision import GATE_DECISION, GATE_FLOW_RUN
 
 LOGGER = logging.getLogger(__name__)
 

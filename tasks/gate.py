@@ -1,15 +1,24 @@
-"""The gate in front of the alias `champion`: two models on one test set, compared image by image.
+"""The gate in front of the alias `champion`: whether a challenger takes the champion's place, and on what evidence.
 
 Functions of their arguments; no service is spoken to.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from math import isfinite
+from typing import Literal
+
+from infra.errors import ArgumentError
+from tasks.program_project import Objective
+from tasks.registry.comparison import Comparison
+from tasks.registry.objective import ObjectiveChange
 
 Gate = Literal["better", "not-worse"]
 """`better`: a challenger must prove that it is better; `not-worse`: it is taken unless it is proved worse."""
+
+AnyGate = Literal["better", "not-worse", "metric", "by-hand"]
+"""The former two need scores. `metric` takes the challenger whose objective is better, which is weaker evidence: of one
+number nobody knows what of it is chance. `by-hand`: after the first version a person decides."""
 
 Outcome = Literal["promoted", "kept", "not compared"]
 
@@ -24,82 +33,15 @@ RECALL_FLOOR = 0.01
 class GateRules:
     """When a challenger takes the champion's place."""
 
-    gate: Gate
-    recall_floor: float = RECALL_FLOOR
-    """How far the recall of a digit may fall; 0.01 is one point."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One model on the test set."""
-
-    accuracy: float
-    loss: float
-    right_per_digit: tuple[int, ...]
-    """How many images of each digit it recognises."""
-    right: int
-    """A bit for each image, 1 where the model is right; the same order for both models."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Champion and challenger, scored by the same code on the same images."""
-
-    test_set_sha256: str
-    images: int
-    images_per_digit: tuple[int, ...]
-    champion: Score
-    challenger: Score
-
-    @property
-    def only_champion_right(self) -> int:
-        """Images that the champion recognises and the challenger does not."""
-        return (self.champion.right & ~self.challenger.right).bit_count()
-
-    @property
-    def only_challenger_right(self) -> int:
-        """Images that the challenger recognises and the champion does not."""
-        return (self.challenger.right & ~self.champion.right).bit_count()
-
-    @classmethod
-    def read(cls, scores: Mapping[str, Any]) -> "Comparison":
-        """From what the program's `score` prints of the models `champion` and `challenger`."""
-
-        def one(name: str) -> Score:
-            facts = scores["models"][name]
-            return Score(facts["accuracy"], facts["loss"], tuple(facts["right_per_digit"]), int(facts["right"], 16))
-
-        return cls(
-            test_set_sha256=scores["test_set_sha256"],
-            images=scores["images"],
-            images_per_digit=tuple(scores["images_per_digit"]),
-            champion=one("champion"),
-            challenger=one("challenger"),
-        )
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """What a decision rests on."""
-
-    test_set_sha256: str
-    images: int
-    champion_accuracy: float
-    challenger_accuracy: float
-    champion_loss: float
-    challenger_loss: float
-    only_champion_right: int
-    only_challenger_right: int
-    p_better: float
-    """One-sided p of the exact McNemar test that the challenger is better."""
-    p_worse: float
-    champion_recall: tuple[float | None, ...]
-    """Of each digit, from 0 to 1; None if the test set lacks the digit."""
-    challenger_recall: tuple[float | None, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+    gate: AnyGate
+    recall_floor: float | None = None
+    """How far the recall of a group may fall; 0.01 is one point. None: as far as it likes."""
+    objective: Objective | None = None
+    """Of `metric`: what is compared."""
+    margin: float = 0.0
+    """Of `metric`: by how much the objective must be better, in its own unit."""
+    trust_code: bool = False
+    """Whether models that need their program's own code are loaded to be scored."""
 
 
 @dataclass(frozen=True)
@@ -108,89 +50,72 @@ class Decision:
 
     outcome: Outcome
     reason: str
-    numbers: Numbers | None = None
+    evidence: Comparison | ObjectiveChange | None = None
     """None: nothing had to be, or could be, compared."""
 
 
-def mcnemar(only_champion_right: int, only_challenger_right: int) -> tuple[float, float]:
-    """One-sided p-values of the exact McNemar test: that the challenger is better, and that it is worse.
+def rules_for(gate: AnyGate | None, margin: float | None, has_score: bool, objective: Objective | None) -> GateRules:
+    """The rules for a program that has, or has not, an entry point `score` and an `objective`.
 
-    Were both models equally good, each image on which exactly one of them is right would fall to either like a fair
-    coin: P(X >= k) for X ~ Binomial(n, 1/2), where n counts those images and k is the share of the one model.
-    Q. McNemar, Psychometrika 12 (1947) 153-157; the exact conditional form as in M. W. Fagerland, S. Lydersen and
-    P. Laake, BMC Medical Research Methodology 13:91 (2013). Integers throughout, rounded once at the end.
+    Without a `gate` it is `better` where there is a `score`, else `by-hand`. Raises `ArgumentError` for a gate that the
+    program lacks something for, and a `margin` that means nothing.
     """
-    n = only_champion_right + only_challenger_right
-    return _upper_tail(n, only_challenger_right), _upper_tail(n, only_champion_right)
-
-
-def _upper_tail(n: int, k: int) -> float:
-    # C(n, i) for i = n, n - 1, ..., k, each from the one before it.
-    term, total = 1, 0
-    for i in range(n, k - 1, -1):
-        total += term
-        term = term * i // (n - i + 1)
-    return float(total / 2**n)
+    chosen: AnyGate = gate or ("better" if has_score else "by-hand")
+    if chosen in ("better", "not-worse") and not has_score:
+        raise ArgumentError(
+            f"--gate {chosen} compares scores of two models, and the program's MLproject has no entry point score.\n"
+            "Add one, take --gate metric, or leave it out: the first version becomes champion, later ones by hand."
+        )
+    if chosen == "metric" and objective is None:
+        raise ArgumentError(
+            "--gate metric compares the objectives of two runs, and the program's MLproject names none.\n"
+            "Add one, such as objective: {metric: val_accuracy, goal: maximize}, or leave the gate out."
+        )
+    if margin is not None and chosen != "metric":
+        raise ArgumentError(f"--gate-margin {margin:g} is of --gate metric, and the gate is {chosen}.\nLeave it out.")
+    if margin is not None and not (isfinite(margin) and margin >= 0):
+        raise ArgumentError(f"--gate-margin is {margin:g}, expected a number that is not negative.")
+    return GateRules(chosen, objective=objective, margin=margin or 0.0)
 
 
 def decide(comparison: Comparison, rules: GateRules) -> Decision:
-    """Whether the challenger takes the champion's place; in every gate, no digit's recall may fall below the floor."""
-    p_better, p_worse = mcnemar(comparison.only_champion_right, comparison.only_challenger_right)
-    numbers = Numbers(
-        test_set_sha256=comparison.test_set_sha256,
-        images=comparison.images,
-        champion_accuracy=comparison.champion.accuracy,
-        challenger_accuracy=comparison.challenger.accuracy,
-        champion_loss=comparison.champion.loss,
-        challenger_loss=comparison.challenger.loss,
-        only_champion_right=comparison.only_champion_right,
-        only_challenger_right=comparison.only_challenger_right,
-        p_better=p_better,
-        p_worse=p_worse,
-        champion_recall=_recall(comparison.champion, comparison),
-        challenger_recall=_recall(comparison.challenger, comparison),
-    )
-    counts = (
-        f"it alone is right on {comparison.only_challenger_right} of {comparison.images} test images, "
-        f"the champion alone on {comparison.only_champion_right}"
-    )
-    if fallen := _fallen_digits(comparison, rules.recall_floor):
+    """Whether the challenger takes the champion's place by its scores; no group's recall may fall below the floor."""
+    if rules.recall_floor is not None and (fallen := _fallen(comparison, rules.recall_floor)):
         reason = f"recall falls by more than {rules.recall_floor:g} for {', '.join(fallen)}"
-        return Decision("kept", reason, numbers)
+        return Decision("kept", reason, comparison)
     if rules.gate == "better":
-        proved = p_better <= SIGNIFICANCE
-        outcome: Outcome = "promoted" if proved else "kept"
-        return Decision(
-            outcome, f"{counts}, which is {'' if proved else 'no '}evidence that it is better ({_p(p_better)})", numbers
-        )
-    worse = p_worse <= SIGNIFICANCE
-    return Decision(
-        "kept" if worse else "promoted",
-        f"{counts}, which is {'' if worse else 'no '}evidence that it is worse ({_p(p_worse)})",
-        numbers,
+        proved, what, p = comparison.p_better <= SIGNIFICANCE, "better", comparison.p_better
+    else:
+        proved, what, p = comparison.p_worse <= SIGNIFICANCE, "worse", comparison.p_worse
+    outcome: Outcome = "promoted" if proved == (rules.gate == "better") else "kept"
+    reason = f"{comparison.sentence}, which is {'' if proved else 'no '}evidence that it is {what} (p = {p:.2g})"
+    return Decision(outcome, reason, comparison)
+
+
+def decide_by_objective(change: ObjectiveChange, margin: float) -> Decision:
+    """Whether the challenger's objective is better, and by the margin at least. One that is not finite is never better,
+    and no yardstick."""
+    if not isfinite(change.challenger):
+        return Decision("kept", f"its {change.metric} is {change.challenger:g}, which is never better", change)
+    if not isfinite(change.champion):
+        reason = f"the champion's {change.metric} is {change.champion:g}, with which nothing can be compared"
+        return Decision("not compared", reason, change)
+    # Exact, as the numbers are written: in floating point 0.97 - 0.96 is more than 0.01.
+    gained = Fraction(repr(change.challenger)) - Fraction(repr(change.champion))
+    gained = gained if change.goal == "maximize" else -gained
+    enough = gained > 0 and gained >= Fraction(repr(margin))
+    reason = (
+        f"its {change.metric} is {change.challenger:.6g}, that of the champion {change.champion:.6g} ({change.goal}"
     )
+    reason += f", by {margin:g} at least)" if margin else ")"
+    return Decision("promoted" if enough else "kept", f"{reason}; no test was made", change)
 
 
-def _recall(score: Score, comparison: Comparison) -> tuple[float | None, ...]:
-    counts = zip(score.right_per_digit, comparison.images_per_digit, strict=True)
-    return tuple(right / images if images else None for right, images in counts)
-
-
-def _fallen_digits(comparison: Comparison, floor: float) -> list[str]:
-    # Exact, for a fall of just 1 point is allowed: in floating point 0.97 - 0.96 is more than 0.01.
+def _fallen(comparison: Comparison, floor: float) -> list[str]:
+    # Exact, for a fall of just 1 point is allowed.
     allowed = Fraction(repr(floor))
-    falls = zip(
-        comparison.champion.right_per_digit,
-        comparison.challenger.right_per_digit,
-        comparison.images_per_digit,
-        strict=True,
-    )
     return [
-        f"digit {digit} from {before / images:.4f} to {after / images:.4f}"
-        for digit, (before, after, images) in enumerate(falls)
-        if images and Fraction(before - after, images) > allowed
+        f"{name} from {of.champion_right / of.items:.4f} to {of.challenger_right / of.items:.4f}"
+        for name, of in comparison.groups.items()
+        if Fraction(of.champion_right - of.challenger_right, of.items) > allowed
     ]
-
-
-def _p(value: float) -> str:
-    return f"p = {value:.2g}"

@@ -12,6 +12,8 @@ from tasks.yaml_values import YamlValue, closest, read_yaml
 _KEYS = ("name", "entry_points", "python_env", "conda_env", "objective", "continues", "key_packages", "search")
 _GOALS = {"max": "maximize", "maximise": "maximize", "min": "minimize", "minimise": "minimize"}
 
+Goal = Literal["maximize", "minimize"]
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -19,7 +21,7 @@ class Objective:
 
     metric: str
     """Its name in MLflow: `val_accuracy`."""
-    goal: Literal["maximize", "minimize"]
+    goal: Goal
 
 
 @dataclass(frozen=True)

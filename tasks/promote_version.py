@@ -4,7 +4,8 @@ from infra.errors import ArgumentError, PromotionRefused
 from infra.experiment_tracker import ExperimentTracker, Version
 from infra.services import Services
 from tasks.champion import CHAMPION, DECISION, PREVIOUS_CHAMPION, move_champion, registry_lock, settle
-from tasks.registration import GATE_DECISION, OUTCOME, check_intact, record_decision
+from tasks.registry.decision import GATE, GATE_DECISION, OUTCOME, record
+from tasks.registry.version import check_intact
 
 
 def promote(
@@ -46,8 +47,8 @@ def promote(
         how = "promoted" if number else "rolled back"
         although = ", although the gate had decided against it" if refusal else ""
         sentence = f"Version {version.version} became champion{place}: {how} by hand of {person}{although}"
-        facts = {"gate": None, "by": person, "although_refused": refusal}
-        file = record_decision(tracker, version, champion, facts, sentence)
+        facts = {GATE: None, "by": person, "although_refused": refusal}
+        file = record(tracker, version, champion, facts, sentence)
         move_champion(tracker, version, champion, person, sentence, file)
     return sentence
 

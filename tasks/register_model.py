@@ -1,5 +1,7 @@
 """Step: make a model version of a finished run, and decide at the gate whether it becomes the champion."""
 
+from functools import partial
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -10,6 +12,7 @@ from infra.services import Services
 from tasks.checkpoints import discard_checkpoints
 from tasks.gate import GateRules
 from tasks.handoffs import Dataset, ModelVersion, TrainingRun
+from tasks.mnist_scores import compare_on_test_set
 from tasks.registration import register
 from tasks.retrying import is_worth_a_retry
 
@@ -31,7 +34,8 @@ def register_model(
 ) -> ModelVersion:
     """The version of `model_name` that was made from this run, see `register`."""
     flow_run_id = str(flow_run.id)
-    version = register(run.run_id, dataset.uri, model_name, rules, machine, flow_run_id, services)
+    compare = partial(compare_on_test_set, machine=machine, data_uri=dataset.uri)
+    version = register(run.run_id, model_name, rules, compare, flow_run_id, services)
     # Not before: until the version exists, a rerun may have to continue this very run.
     discard_checkpoints(services.store, version.run_id)
     return ModelVersion(version.name, version.version, version.run_id)

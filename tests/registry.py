@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from infra.services import Services
 from infra.settings import Settings, load_settings
 from tasks.champion import CHAMPION, PREVIOUS_CHAMPION, Move, history
 from tasks.gate import GateRules
+from tasks.mnist_scores import compare_on_test_set
 from tasks.promote_version import promote
-from tasks.registration import register, version_tags
+from tasks.registration import register
+from tasks.registry.version import version_tags
 from tasks.training_program.dataset_files import bytes_entry, dataset_sha256, manifest_bytes
 
 MODEL = "digits"
@@ -57,11 +60,22 @@ class Registry:
         return Registry(self.folder / "other", self.data_folder, tracking)
 
     def add_run(self, model: Path, test_set_sha256: str, **tags: str) -> str:
-        """A finished run with the model in the folder `model`, as the program would have left it."""
+        """A finished run with the model in the folder `model`, as MNIST's program would have left it."""
+        network = (model / "data" / "model.keras").read_bytes()
+        facts = {
+            "dataset": "mnist",
+            "dataset_sample_of": "",
+            "dataset_sha256": "some",
+            "test_set_sha256": test_set_sha256,
+            "weights_sha256": bytes_entry("", network).sha256,
+        }
+        return self.add_finished_run(model, facts | tags, {"test_accuracy": 0.5})
+
+    def add_finished_run(self, model: Path, facts: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+        """A finished run with these tags beside those that every run has, and the model in the folder `model`."""
         from mlflow import MlflowClient
         from mlflow.entities import LoggedModelOutput
 
-        network = (model / "data" / "model.keras").read_bytes()
         run_id = self.tracker.start_run("tests", model.name, {})
         client = MlflowClient(self.settings.mlflow_tracking_uri)
         experiment_id = self.tracker.get_run(run_id).experiment_id
@@ -75,19 +89,11 @@ class Registry:
             if path.is_file()
         ]
         client.log_text(run_id, manifest_bytes(files).decode(), "model_files.json")
-        self.tracker.log_metrics(run_id, {"test_accuracy": 0.5})
+        self.tracker.log_metrics(run_id, metrics)
         made_from = dict.fromkeys(("training_key", "program_sha256", "git_dirty", "mlflow.source.git.commit"), "some")
         made_by = dict.fromkeys(("prefect.flow_run_id", "prefect.flow_run_url"), "none")
-        facts = {
-            "dataset": "mnist",
-            "dataset_sample_of": "",
-            "dataset_sha256": "some",
-            "test_set_sha256": test_set_sha256,
-            "weights_sha256": bytes_entry("", network).sha256,
-            "model_id": logged.model_id,
-            "model_sha256": dataset_sha256(files),
-        }
-        self.tracker.set_tags(run_id, made_from | made_by | facts | tags)
+        whole = {"model_id": logged.model_id, "model_sha256": dataset_sha256(files)}
+        self.tracker.set_tags(run_id, {**made_from, **made_by, **facts, **whole})
         self.tracker.end_run(run_id, "FINISHED")
         return run_id
 
@@ -96,7 +102,8 @@ class Registry:
     ) -> Version:
         """Register the run in a flow run; the version as it is afterwards."""
         folder, on = str(self.data_folder), machine or self.machine
-        register(run_id, folder, MODEL, rules, on, flow_run_id, self.services)
+        compare = partial(compare_on_test_set, machine=on, data_uri=folder)
+        register(run_id, MODEL, rules, compare, flow_run_id, self.services)
         return self.version_of(run_id)
 
     def add_version(self, run_id: str) -> Version:

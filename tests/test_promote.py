@@ -14,7 +14,7 @@ import pytest
 from flows.promote import ChampionReport, main, period, summary
 from infra.errors import ArgumentError, ModelMismatch, PromotionRefused, RunNotRegistrable
 from tasks.champion import DECISION, Move, champions
-from tasks.registration import GATE_DECISION, OUTCOME
+from tasks.registry.decision import GATE_DECISION, OUTCOME
 from tests.pipeline import ROOT
 from tests.registry import MODEL, Registry
 

@@ -9,13 +9,13 @@ import pytest
 from infra.errors import RunNotRegistrable, TrackerError
 from infra.experiment_tracker import Version
 from tasks.champion import CHAMPION, DECISION, champions, settle, standing
-from tasks.gate import GateRules
-from tasks.registration import GATE_DECISION, GATE_FLOW_RUN, OUTCOME
+from tasks.gate import RECALL_FLOOR, GateRules
+from tasks.registry.decision import GATE_DECISION, GATE_FLOW_RUN, OUTCOME
 from tasks.training_program.dataset_files import TEST_IMAGES, TEST_LABELS, dataset_sha256
 from tests.registry import MODEL, Interrupting, Registry
 from tests.small_dataset import entries, write_small_dataset
 
-BETTER = GateRules("better")
+BETTER, NOT_WORSE = GateRules("better", RECALL_FLOOR), GateRules("not-worse", RECALL_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def test_the_first_version_becomes_champion_and_a_better_one_replaces_it(registr
     assert report["decision"] == version.tags[DECISION]
     assert (report["version"]["version"], report["champion"]["version"]) == (2, 1)
     numbers = report["numbers"]
-    assert numbers["images"] == 1_000
+    assert numbers["items"] == 1_000
     gained = numbers["only_challenger_right"] - numbers["only_champion_right"]
     assert numbers["challenger_accuracy"] - numbers["champion_accuracy"] == pytest.approx(gained / 1_000)
     (text,) = registry.decisions(second, ".md").values()
     assert version.tags[DECISION] in text
-    assert "| recall of 9 |" in text
+    assert "| recall of digit 9 |" in text
 
     moves = registry.history
     assert [(move.version, move.previous, move.state) for move in moves] == [(1, None, "moved"), (2, 1, "moved")]
@@ -114,12 +114,12 @@ def test_a_champion_that_cannot_be_read_stays_until_it_can_and_a_worse_challenge
     file = registry.model_file(good, "data/model.keras")
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    version = registry.register(weak, GateRules("not-worse"))
+    version = registry.register(weak, NOT_WORSE)
     assert version.tags[OUTCOME] == "not compared"
     assert "are not those that run" in version.tags[DECISION]
 
     file.write_bytes(content)
-    version = registry.register(weak, GateRules("not-worse"))
+    version = registry.register(weak, NOT_WORSE)
     assert version.tags[OUTCOME] == "kept"
     assert version.tags[DECISION].startswith("Version 2 is not champion: recall falls by more than 0.01 for digit")
     assert version.tags[DECISION].endswith("Version 1 stays.")
@@ -172,7 +172,7 @@ def test_another_test_set_is_no_ground_for_a_decision(registry: Registry, models
 
 def test_a_sample_is_never_champion(registry: Registry, models: Models) -> None:
     run_id = registry.add_run(models.good, models.test_set_sha256, dataset="mnist-5k", dataset_sample_of="mnist")
-    version = registry.register(run_id, GateRules("not-worse"))
+    version = registry.register(run_id, NOT_WORSE)
     assert version.tags[DECISION] == "Version 1 is not champion: it was made from mnist-5k, a sample. There is none."
     assert registry.champions() == (None, None)
     assert registry.history == []
@@ -200,7 +200,7 @@ def test_a_decision_by_hand_leaves_the_gates_own_and_ends_its_attempts(registry:
     registry.promote(3)
     registry.promote(1)
     before = registry.decisions(alien)
-    registry.register(alien, GateRules("not-worse"))
+    registry.register(alien, NOT_WORSE)
     assert registry.decisions(alien) == before, "a person has decided"
     assert registry.champions() == (1, 3)
 
@@ -230,7 +230,7 @@ def test_the_standing_says_who_is_champion_since_when_whoever_made_it_so(registr
 
 def test_the_champions_own_weights_change_nothing(registry: Registry, models: Models) -> None:
     registry.register(registry.add_run(models.good, models.test_set_sha256), BETTER)
-    version = registry.register(registry.add_run(models.good, models.test_set_sha256), GateRules("not-worse"))
+    version = registry.register(registry.add_run(models.good, models.test_set_sha256), NOT_WORSE)
     assert (
         version.tags[DECISION] == "Version 2 is not champion: it has the very weights of the champion. Version 1 stays."
     )

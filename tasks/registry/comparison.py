@@ -4,9 +4,9 @@ Functions of their arguments; the same scores give the same p-values, to the las
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.registry.scores import Scores
 
@@ -58,6 +58,59 @@ class Comparison:
     p_worse: float
     groups: Mapping[str, Group] = field(default_factory=dict)
     """By name; empty where the scores name none."""
+
+    @property
+    def sentence(self) -> str:
+        """What was found, of the challenger."""
+        if self.only_champion_right is None:
+            return (
+                f"its mean loss is {self.challenger_loss:.6g}, that of the champion {self.champion_loss:.6g}, "
+                f"on {self.items:,} items"
+            )
+        return (
+            f"it alone is right on {self.only_challenger_right} of {self.items:,} items, "
+            f"the champion alone on {self.only_champion_right}"
+        )
+
+    @property
+    def footnote(self) -> str:
+        """What was done, and on what."""
+        return f"{self.test}, one-sided, on {self.items:,} items."
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """A table: what, of the champion, of the challenger."""
+        rows = [
+            (name, f"{champion:{form}}", f"{challenger:{form}}")
+            for name, form, champion, challenger in (
+                ("accuracy", ".4f", self.champion_accuracy, self.challenger_accuracy),
+                ("mean loss", ".6g", self.champion_loss, self.challenger_loss),
+                ("it alone is right", "d", self.only_champion_right, self.only_challenger_right),
+            )
+            if champion is not None and challenger is not None
+        ]
+        if self.loss_difference is not None:
+            rows.append(("mean difference of the losses", "", f"{self.loss_difference:+.6g}"))
+        rows.append(("p that it is better", f"{self.p_worse:.3g}", f"{self.p_better:.3g}"))
+        return rows + [
+            (f"recall of {name}", f"{of.champion_right / of.items:.4f}", f"{of.challenger_right / of.items:.4f}")
+            for name, of in self.groups.items()
+        ]
+
+    @property
+    def loss_difference(self) -> float | None:
+        """The challenger's mean loss less the champion's; None where it is not known of both."""
+        if self.champion_loss is None or self.challenger_loss is None:
+            return None
+        return self.challenger_loss - self.champion_loss
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, but that its numbers may not be finite."""
+        return {**asdict(self), "loss_difference": self.loss_difference}
+
+    def tags(self) -> dict[str, str]:
+        """For the version of the challenger."""
+        chosen = ("p_better", "p_worse", "only_champion_right", "only_challenger_right", "loss_difference")
+        return {name: str(value) for name in chosen if (value := getattr(self, name)) is not None}
 
 
 def compare(scores: Scores) -> Comparison:

@@ -27,7 +27,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from tasks.gate import RECALL_FLOOR, SIGNIFICANCE, Comparison, Gate, GateRules, Score, decide
+from tasks.gate import RECALL_FLOOR, SIGNIFICANCE, Gate, GateRules, decide
+from tasks.mnist_scores import read_comparison
+from tasks.registry.comparison import Comparison, compare
+from tasks.registry.scores import Scores
 from tasks.training_program.dataset_files import FILE_NAMES, TEST_LABELS, TRAIN_LABELS, read_idx, write_idx
 
 PROGRAM_FOLDER = Path(__file__).parent.parent.parent / "tasks"
@@ -48,8 +51,8 @@ def simulate(data_folder: Path, models: int, epochs: int, scratch: Path) -> tupl
     alike = [right[model.name] for model in seeds]
     weak, senseless, uneven = (right[model.name] for model in (beginner, shuffled, broken))
 
-    equal = [compare(labels, *pair) for pair in _drawn_by_lot(alike)]
-    trained = [compare(labels, *pair) for pair in permutations(alike, 2)]
+    equal = [compared(labels, *pair) for pair in _drawn_by_lot(alike)]
+    trained = [compared(labels, *pair) for pair in permutations(alike, 2)]
     accuracies = [float(bits.mean()) for bits in alike]
     lines = [f"{models} models of {epochs} epochs, test accuracies {min(accuracies):.4f} to {max(accuracies):.4f}", ""]
     lines += ["| pairs | gate | number | promoted | without the floor |", "|---|---|---|---|---|"]
@@ -66,26 +69,21 @@ def simulate(data_folder: Path, models: int, epochs: int, scratch: Path) -> tupl
         (f"digit {DIGIT} broken, mean better", (weak, uneven)),
     ):
         for gate in get_args(Gate):
-            decision = decide(compare(labels, *pair), GateRules(gate))
+            decision = decide(compared(labels, *pair), GateRules(gate, RECALL_FLOOR))
             change = " to ".join(f"{bits.mean():.4f}" for bits in pair)
             lines.append(f"| {what}, accuracy {change} | {gate} | {decision.outcome}: {decision.reason} |")
             if decision.outcome != "kept":
                 wrong.append(f"{what} passed the gate {gate}")
     for gate in get_args(Gate):
-        if promoted([compare(labels, champion, senseless) for champion in alike], GateRules(gate, 1.0)):
+        if promoted([compared(labels, champion, senseless) for champion in alike], GateRules(gate, 1.0)):
             wrong.append(f"shuffled labels passed the gate {gate}")
     return "\n".join(lines), wrong
 
 
-def compare(labels: np.ndarray, champion: np.ndarray, challenger: np.ndarray) -> Comparison:
+def compared(labels: np.ndarray, champion: np.ndarray, challenger: np.ndarray) -> Comparison:
     """The comparison of two models that are right on these images: bool, shape (n,), like `labels`."""
-
-    def one(right: np.ndarray) -> Score:
-        per_digit = tuple(np.bincount(labels[right], minlength=10).tolist())
-        return Score(float(right.mean()), float("nan"), per_digit, int(np.packbits(right).tobytes().hex(), 16))
-
-    images = tuple(np.bincount(labels, minlength=10).tolist())
-    return Comparison("of the benchmark", len(labels), images, one(champion), one(challenger))
+    values = {"champion": tuple(map(float, champion)), "challenger": tuple(map(float, challenger))}
+    return compare(Scores("right", values, tuple(f"digit {label}" for label in labels)))
 
 
 def promoted(pairs: Iterable[Comparison], rules: GateRules) -> float:
@@ -95,8 +93,8 @@ def promoted(pairs: Iterable[Comparison], rules: GateRules) -> float:
 
 def spread(pairs: list[Comparison]) -> str:
     """By how much the pairs differ, and by how much equals would: each discordant image then counts like a coin."""
-    differences = [pair.only_challenger_right - pair.only_champion_right for pair in pairs]
-    discordant = [pair.only_challenger_right + pair.only_champion_right for pair in pairs]
+    alone = [(pair.only_challenger_right or 0, pair.only_champion_right or 0) for pair in pairs]
+    differences, discordant = [a - b for a, b in alone], [a + b for a, b in alone]
     return (
         f"As trained, the images that one is ahead by have a mean square of {np.mean(np.square(differences)):.0f}; "
         f"with equals it would be {np.mean(discordant):.0f}, the number of images on which just one is right."
@@ -171,7 +169,7 @@ def break_digit(model: Path, champion: Path, data_folder: Path, broken: Path) ->
         found = score_here({"champion": champion, "challenger": broken}, data_folder)
         right = {name: facts["right_per_digit"][DIGIT] for name, facts in found["models"].items()}
         if right["champion"] - right["challenger"] >= 0.02 * found["images_per_digit"][DIGIT]:
-            comparison = Comparison.read(found)
+            comparison = read_comparison(found)
             if decide(comparison, GateRules("better", recall_floor=1.0)).outcome != "promoted":
                 break
             return broken
