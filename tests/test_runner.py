@@ -174,10 +174,11 @@ def test_a_program_without_a_model_is_told_what_was_looked_for_and_what_is_there
         "train.py": "import pathlib\npathlib.Path('deep').mkdir()\npathlib.Path('deep/m.keras').touch()",
         "o.h5": "",
     }
-    output = stage.run(stage.ship(files), stage.order(stage.start_run()), EXIT_FAILED)
-    words = last_words(output)
+    run_id = stage.start_run()
+    words = last_words(stage.run(stage.ship(files), stage.order(run_id), EXIT_FAILED))
     assert "outputs/model" in words
-    assert "elsewhere: deep/m.keras." in words
+    assert "elsewhere: deep/m.keras;" in words
+    assert [file.path for file in stage.client.list_artifacts(run_id, "found/deep")] == ["found/deep/m.keras"]
     assert "o.h5" not in words
 
 

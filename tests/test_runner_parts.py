@@ -118,7 +118,7 @@ class Place:
     def start(self) -> Checkpoints:
         checkpoints = self.open()
         checkpoints.restore()
-        checkpoints.start(lambda: self.state, self.failures.append)
+        checkpoints.start(lambda: self.state, lambda: None, self.failures.append)
         return checkpoints
 
     def write(self, text: str) -> None:
@@ -165,15 +165,22 @@ def test_of_checkpoints_the_last_two_stay_and_the_newest_intact_one_is_restored(
     assert place.restored() == "new"
 
 
-def test_a_slow_store_does_not_stop_the_training_and_gets_the_newest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_a_slow_store_does_not_stop_the_training_and_gets_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    # As if the folder were large, for which a disk has no room here.
+    monkeypatch.setattr("infra.compute.runner.checkpoints.LARGE_BYTES", 0 if large else 200_000_000)
     place = Place(tmp_path)
     checkpoints = place.start()
     place.may_write.clear()
     started = time.monotonic()
+    taken = 0
     for epoch in range(20):
         place.write(str(epoch))
-        assert checkpoints.take()
+        taken += checkpoints.take()
     assert time.monotonic() - started < 5
+    assert taken == 20 if not large else taken < 4
     assert place.whole() == []
     place.may_write.set()
     checkpoints.finish(place.failure, final=True)
@@ -216,7 +223,7 @@ def test_a_store_that_is_taken_away_is_told_and_ends_the_wait(tmp_path: Path) ->
     place = Place(tmp_path)
     checkpoints = Checkpoints(place.uri, place.folder, place.scratch, confirm)
     checkpoints.restore()
-    checkpoints.start(dict, place.failures.append)
+    checkpoints.start(dict, lambda: None, place.failures.append)
     place.write("1")
     with pytest.raises(TakenOver):
         checkpoints.finish(place.failure, final=True)

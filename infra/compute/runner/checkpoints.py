@@ -26,6 +26,8 @@ from .storage import open_store
 
 KEPT = 2
 QUIET_SECONDS = 1.0
+LARGE_BYTES = 200_000_000
+"""Of a folder of this size no copy is made while one waits for its turn: to copy it would stop the training."""
 _HISTORY = ".keras-fit/history.json"
 """What the launcher notes there of fits, even of those whose weights it cannot keep."""
 _STATE = ".runner.json"
@@ -96,12 +98,18 @@ class Checkpoints:
             return False
         return _STATE in {entry.name for entry in entries}
 
-    def start(self, state: Callable[[], dict[str, Any]], failed: Callable[[BaseException], None]) -> None:
+    def start(
+        self,
+        state: Callable[[], dict[str, Any]],
+        taken: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
         """Begin to watch the folder and to upload; `state` is asked for what to keep with a snapshot.
 
-        `failed` is told, in another thread, why no more can be uploaded.
+        `taken` is called when there is a snapshot, and `failed` with what keeps one from being uploaded, both maybe in
+        another thread.
         """
-        self._state = state
+        self._state, self._told = state, taken
         for work in (self._watch, self._upload):
             Thread(target=self._guarded, args=[work, failed], daemon=True).start()
 
@@ -118,7 +126,10 @@ class Checkpoints:
         A snapshot whose turn has not come by the next one is left out: a slow store does not stop the training.
         """
         with self._changed:
-            return self._take(self._signature(), self._state())
+            now = self._signature()
+            if self._waiting and sum(size for size, *_ in now.values()) > LARGE_BYTES:
+                return False
+            return self._take(now, self._state())
 
     def _take(self, before: Signature, state: dict[str, Any]) -> bool:
         if before == self._taken:
@@ -142,6 +153,7 @@ class Checkpoints:
             shutil.rmtree(self._waiting.folder)
         self._waiting = _Snapshot(copy, state)
         self._changed.notify_all()
+        self._told()
         return True
 
     def _signature(self) -> Signature:

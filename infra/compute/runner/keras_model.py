@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 _OWN_CODE = re.compile(
-    r"could not locate|unknown (layer|object|loss|metric|optimizer|initializer)|custom|lambda|unsafe|safe_mode",
+    r"could not locate|unknown (layer|object|loss|metric|optimizer|initializer)|custom_objects|lambda|unsafe|safe_mode",
     re.IGNORECASE,
 )
 """What Keras says of a model that is made of the program's own classes or functions."""
@@ -36,7 +37,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         model = _load(request["path"], request.get("weights"))
     except Exception as error:
-        said = " ".join(str(error).split())[:500]
+        # Keras puts the reason behind a config of any length.
+        said = " ".join(str(error).rpartition("Exception encountered:")[2].split())[:300]
         return {"refused": f"{type(error).__name__}: {said}", "own_code": bool(_OWN_CODE.search(str(error)))}
     note = _save(model, Path(request["folder"]), request["model"]) if "folder" in request else ""
     return {"weights_sha256": weights_sha256(model), "note": note}
@@ -57,19 +59,26 @@ def _load(path: str, weights: str | None) -> Any:
 
 
 def _save(model: Any, folder: Path, facts: dict[str, str]) -> str:
+    """Save it in MLflow's format, with an example if one can be made; returns what is missing, and why."""
+    try:
+        example = _input_example(model)
+        outputs = model(example, training=False)
+        _write(model, folder, facts, signature=_signature(model), input_example=example)
+        (folder / OUTPUT_EXAMPLE).write_text(json.dumps(_as_json(outputs)))
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        _write(model, folder, facts)
+        return f"without an input example: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def _write(model: Any, folder: Path, facts: dict[str, str], **example: Any) -> None:
     import keras
     import mlflow.keras
     import tensorflow as tf
     from mlflow.models import Model
 
-    note, signature, example, outputs = "", None, None, None
-    try:
-        example = _input_example(model)
-        outputs = model(example, training=False)
-        signature = _signature(model)
-    except Exception as error:
-        example = outputs = None
-        note = f"without an input example: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    folder.mkdir(parents=True)
     versions = {"keras": keras.__version__, "tensorflow": tf.__version__, "numpy": np.__version__}
     mlflow.keras.save_model(
         model,
@@ -80,13 +89,9 @@ def _save(model: Any, folder: Path, facts: dict[str, str]) -> str:
             model_id=facts["model_id"],
             model_uuid=facts["model_id"],
         ),
-        signature=signature,
-        input_example=example,
         pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
+        **example,
     )
-    if outputs is not None:
-        (folder / OUTPUT_EXAMPLE).write_text(json.dumps(_as_json(outputs)))
-    return note
 
 
 def _input_example(model: Any) -> Any:
@@ -118,7 +123,7 @@ def _signature(model: Any) -> Any:
 
     return ModelSignature(
         inputs=schema(model.inputs, [tensor.name for tensor in model.inputs]),
-        outputs=schema(model.outputs, list(model.output_names)),
+        outputs=schema(model.outputs, list(getattr(model, "output_names", [""]))),  # A Sequential has one, unnamed.
     )
 
 

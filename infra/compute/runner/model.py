@@ -12,7 +12,7 @@ from .exits import RunnerError
 from .keras_process import KerasProcess
 from .manifest import FileEntry, files_sha256, folder_entries, manifest_bytes
 from .output import say
-from .outputs import ModelSource, files_under, find_model, no_model
+from .outputs import ModelSource, find_model, no_model
 from .patience import with_patience
 from .record import RunRecord
 
@@ -61,8 +61,7 @@ class ModelLogging:
             return self._finish_own(own)
         source = find_model(outputs)
         if source is None:
-            shipped = {path.relative_to(self.source).as_posix() for path in files_under(self.source)}
-            raise no_model(self.program, shipped)
+            raise no_model(self.record, self.program, self.source)
         model = self._own_model()
         folder = self.scratch / "model"
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,6 @@
 """What the program left under `outputs/`: which of it is the model, and the rest, which is kept with the run."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from .record import RunRecord
 
 OUTPUTS = "outputs"
 MODEL = "model"
+FOUND = "found"
+"""Folder of the run's artifacts for what looks like a model and is not where one is looked for."""
 
 _WHOLE = (".keras", ".h5", ".hdf5")
 """How files end that hold a model with its weights."""
@@ -87,12 +88,20 @@ def _is_architecture(path: Path) -> bool:
     return isinstance(facts, dict) and {"class_name", "config"} <= facts.keys()
 
 
-def no_model(folder: Path, shipped: set[str]) -> RunnerError:
-    """What to say where a program left no model: what was looked for, and what was found elsewhere in its folder."""
-    elsewhere = list(_model_like(folder, shipped))
-    names = ", ".join(elsewhere[:_NAMED]) + (f" and {len(elsewhere) - _NAMED} more" if len(elsewhere) > _NAMED else "")
+def no_model(record: RunRecord, folder: Path, shipped: Path) -> RunnerError:
+    """What to say where a program left no model in the folder in which it ran, with its files as they were `shipped`.
+
+    What looks like a model elsewhere is named, and kept with the run, for it may be the work of days.
+    """
+    before = {path.relative_to(shipped).as_posix() for path in files_under(shipped)}
+    new = [path for path in files_under(folder) if path.relative_to(folder).as_posix() not in before]
+    elsewhere = [path for path in new if path.suffix in _LIKE_MODELS or path.name == _SAVED_MODEL]
+    _log_files(record, folder, elsewhere, FOUND)
+    names = ", ".join(path.relative_to(folder).as_posix() for path in elsewhere[:_NAMED])
+    more = f" and {len(elsewhere) - _NAMED} more" if len(elsewhere) > _NAMED else ""
     found = (
-        f"What looks like one lies elsewhere: {names}. Save it there instead; "
+        f"What looks like one lies elsewhere: {names}{more}; it is kept with the run, under {FOUND}/. Save it where\n"
+        "it is looked for; "
         if elsewhere
         else "Nothing else in its folder looks like one. "
     )
@@ -103,24 +112,22 @@ def no_model(folder: Path, shipped: set[str]) -> RunnerError:
     )
 
 
-def _model_like(folder: Path, shipped: set[str]) -> Iterator[str]:
-    for path in files_under(folder):
-        name = path.relative_to(folder).as_posix()
-        if name not in shipped and (path.suffix in _LIKE_MODELS or path.name == _SAVED_MODEL):
-            yield name
-
-
 def log_outputs(record: RunRecord, outputs: Path) -> int:
     """Keep everything under `outputs`, but the model's folder, as the run's artifacts; returns the number of files."""
     files = [path for path in files_under(outputs) if outputs / MODEL not in path.parents]
+    _log_files(record, outputs, files, OUTPUTS)
+    return len(files)
+
+
+def _log_files(record: RunRecord, root: Path, files: list[Path], place: str) -> None:
+    """Keep files under `root` as artifacts under `place`."""
 
     def log(path: Path) -> None:
-        folder = Path(OUTPUTS, path.relative_to(outputs)).parent.as_posix()
+        folder = Path(place, path.relative_to(root)).parent.as_posix()
         record.do(lambda: record.client.log_artifact(record.run_id, str(path), folder), f"keep {path.name} in MLflow")
 
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         list(pool.map(log, files))
-    return len(files)
 
 
 def files_under(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import time
@@ -40,8 +41,9 @@ class ProgramProcess:
         """
         self._inbox = inbox
         self._latest: deque[str] = deque(maxlen=_LINES_REMEMBERED)
-        self._ended = Event()
-        self._stopping = Lock()
+        self._ready, self._ended = Event(), Event()
+        self._begins = False
+        self._reading, self._stopping = Lock(), Lock()
         order_read, self._order = os.pipe()
         events, events_write = os.pipe()
         told = {"import_ahead": list(import_ahead), "order_fd": order_read, "events_fd": events_write}
@@ -64,7 +66,13 @@ class ProgramProcess:
         Thread(target=self._wait, args=[readers], daemon=True).start()
 
     def begin(self, order: Mapping[str, Any]) -> None:
-        """Let the program begin."""
+        """Let the program begin. What libraries said when they were imported ahead of it is not passed on."""
+        self._ready.wait()
+        while not self._begins:
+            with self._reading:
+                # All that was said before it was ready is in the pipe, or has been read.
+                self._begins = not self._readable(0)
+            time.sleep(0.001)
         self._tell(order)
 
     def answer_taken(self) -> None:
@@ -99,24 +107,38 @@ class ProgramProcess:
         assert self._process.stdout is not None
         lines = Lines()
         with self._process.stdout as pipe:
-            while received := os.read(pipe.fileno(), 65_536):
-                for line in lines.add(received):
-                    self._show(line)
+            while self._readable(None):
+                with self._reading:
+                    received = os.read(pipe.fileno(), 65_536)
+                    for line in lines.add(received):
+                        self._show(line)
+                if not received:
+                    break
         for line in lines.last():
             self._show(line)
+
+    def _readable(self, timeout: float | None) -> bool:
+        """Whether there is something in its output, or its end."""
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], timeout)[0])
 
     def _show(self, line: str) -> None:
         if line.strip():
             self._latest.append(line)
-        say(line)
+        if self._begins:
+            say(line)
 
     def _read(self, events: int) -> None:
         with os.fdopen(events, "rb") as pipe:
             for line in pipe:
                 with suppress(ValueError):  # The program can find this pipe, and write into it.
                     event = json.loads(line)
-                    if isinstance(event, dict):
-                        self._inbox.put(event)
+                    if not isinstance(event, dict):
+                        continue
+                    if event.get("event") == "ready":
+                        self._ready.set()
+                    self._inbox.put(event)
+        self._ready.set()  # Or it never will be.
 
     def _wait(self, readers: list[Thread]) -> None:
         status = self._process.wait()

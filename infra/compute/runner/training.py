@@ -73,7 +73,8 @@ class Training:
             self._log_start(record, order)
             if self._program.continues or state is not None:
                 self._say_grade(record, self._program.continues or "epoch")
-            checkpoints.start(lambda: fits.state, self._fail)
+            # So that what is known then is told at once.
+            checkpoints.start(lambda: fits.state, lambda: self._stage.inbox.put({"event": "snapshot"}), self._fail)
             self._begin(record, order, folders)
             self._follow(record, checkpoints, fits)
             self._post_process(record, checkpoints, order)
@@ -165,7 +166,7 @@ class Training:
                     record.leave_to_program(event["key"], event.get("step"))
                 case "imported":
                     self._packages = dict(event["packages"])
-            if checkpoints.holds_more_than_history:
+            if not self._grade and checkpoints.holds_more_than_history:
                 self._say_grade(record, "epoch")
         record.flush()
         try:
@@ -181,7 +182,9 @@ class Training:
 
     def _log_epoch(self, record: RunRecord, fits: Fits, event: Mapping[str, Any], epochs: int) -> None:
         number, epoch, metrics, seconds = event["fit"], event["epoch"], event["metrics"], event["seconds"]
-        shown = "".join(f"  {name} {value:.4f}" for name, value in metrics.items())
+        # Those of training first, and of each the loss.
+        names = sorted(metrics, key=lambda name: (name.startswith("val_"), not name.endswith("loss")))
+        shown = "".join(f"  {name} {metrics[name]:.4f}" for name in names)
         say(f"epoch {epoch}/{epochs}{shown}  {seconds:.2f} s")
         self._last_step = step = fits.add(number, epoch)
         values = {**metrics, "epoch_seconds": seconds}
@@ -195,7 +198,7 @@ class Training:
         objective = self._program.objective
         if objective and step == 1 and objective.metric not in metrics:
             say(f"{objective.metric}, the objective, is not among {', '.join(metrics)}; the program must log it itself")
-        if self._program.uses_keras and (epochs - epoch) * seconds < SECONDS_AHEAD and (os.cpu_count() or 1) > 1:
+        if self._program.uses_keras and (epochs - epoch) * seconds < SECONDS_AHEAD and _usable_cores() > 1:
             self._keras.start()
 
     def _say_grade(self, record: RunRecord, grade: str) -> None:
@@ -242,6 +245,10 @@ _GRADES = {
     "epoch": "after the last checkpoint: weights, optimizer and epoch, but not the order of the data",
     "none": "not: it would begin anew, for it has called no fit of Keras and kept nothing in CHECKPOINT_FOLDER",
 }
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _filled(word: str, folders: Mapping[str, Path], default: str | None) -> str:
