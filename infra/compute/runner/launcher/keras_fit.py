@@ -6,7 +6,8 @@ that was finished returns its whole History without training, its model restored
 with its next epoch. Keras's own BackupAndRestore does not do for this: it raises for a model without an input shape,
 forgets the History, writes over its file in place, and leaves its epoch in the model for the next `fit`.
 
-Whatever goes wrong here is said in a line, and the `fit` goes on as it would without.
+Whatever goes wrong here is said in a line, and the `fit` goes on as it would without. Not restored: the order of
+examples, callbacks' counters, and optimizers that a model of models keeps beside its own (Keras warns of those).
 
     .keras-fit/history.json                    {"fits": [...]}, see `_fresh`; replacing it commits what it names
     .keras-fit/fit-2/epoch-3.weights.h5        what `Model.save_weights` writes
@@ -192,8 +193,7 @@ class Fits:
 class Fit:
     """One call of `Model.fit`."""
 
-    restores_itself = False
-    keeps_weights = True
+    restores_itself, keeps_weights = False, True
 
     def __init__(self, fits: Fits, number: int, model: Any, record: Record, earlier: Record | None) -> None:
         self._fits = fits
@@ -287,14 +287,8 @@ class Fit:
         seconds = time.monotonic() - self._began
         metrics = _numbers(logs)
         self._record["epochs"].append([epoch, metrics])
-        self._fits.runner.tell(
-            "epoch",
-            fit=self._number,
-            epoch=epoch + 1,
-            metrics=metrics,
-            seconds=round(seconds, 6),
-            time_ms=int(time.time() * 1000),
-        )
+        facts = {"metrics": metrics, "seconds": round(seconds, 6), "time_ms": int(time.time() * 1000)}
+        self._fits.runner.tell("epoch", fit=self._number, epoch=epoch + 1, **facts)
         # The last one is kept once it is over: callbacks may choose other weights then.
         if not (self._model.stop_training or epoch + 1 >= self._epochs):
             self._keep()

@@ -7,9 +7,11 @@ that it logs with another value is refused for ever. The run's state, experiment
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +42,7 @@ class BoundRun:
         self._runner = runner
         self._warn = warn
         self._said: set[str] = set()
+        self._copying = threading.local()
         self._mlflow: Any = None
 
     def bind(self, mlflow: Any) -> None:
@@ -169,7 +172,7 @@ class BoundRun:
         @functools.wraps(original)
         def log_batch(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
-            if given["run_id"] != self.run_id:
+            if given["run_id"] != self.run_id or getattr(self._copying, "now", False):
                 return original(*args, **kwargs)
             given["metrics"] = [
                 each for each in given.get("metrics") or () if (each.key, each.step) not in self._logged
@@ -186,10 +189,14 @@ class BoundRun:
         @functools.wraps(original)
         def log(cls: Any, *args: Any, **kwargs: Any) -> Any:
             # Outside of a block MLflow 3 would log it to no run at all.
-            if kwargs.get("run_id") or self._mlflow.active_run() is not None:
-                return original(cls, *args, **kwargs)
-            with self._mlflow.start_run():
-                return original(cls, *args, **kwargs)
+            outside = not kwargs.get("run_id") and self._mlflow.active_run() is None
+            # It copies to the model what was logged to the run, by whomever: that are no points of the program's.
+            self._copying.now = True
+            try:
+                with self._mlflow.start_run() if outside else contextlib.nullcontext():
+                    return original(cls, *args, **kwargs)
+            finally:
+                self._copying.now = False
 
         return log
 
