@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from infra.compute.runner import checkpoints as checkpoints_module
 from infra.compute.runner.checkpoints import Checkpoints
 from infra.compute.runner.data import bring, dataset_sha256
 from infra.compute.runner.exits import BadDataset, RunnerError, TakenOver, UsageError
@@ -170,7 +171,7 @@ def test_a_slow_store_does_not_stop_the_training_and_gets_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
     # As if the folder were large, for which a disk has no room here.
-    monkeypatch.setattr("infra.compute.runner.checkpoints.LARGE_BYTES", 0 if large else 200_000_000)
+    monkeypatch.setattr(checkpoints_module, "LARGE_BYTES", 0 if large else 200_000_000)
     place = Place(tmp_path)
     checkpoints = place.start()
     place.may_write.clear()
@@ -214,6 +215,26 @@ def test_what_a_program_writes_by_itself_is_taken_when_it_is_quiet_and_never_hal
     assert (taken / "first").read_text() == (taken / "second").read_text()
     time.sleep(1.5)
     assert place.whole() == [1], "nothing has changed since"
+
+
+def test_a_folder_that_changes_while_it_is_copied_is_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path)
+    checkpoints = place.start()
+    copy_file = checkpoints_module._copy
+
+    def copy(source: Path, target: Path) -> None:
+        copy_file(source, target)
+        place.write("changed meanwhile")
+
+    with monkeypatch.context() as changed:  # A moment that a real program meets by chance alone.
+        changed.setattr(checkpoints_module, "_copy", copy)
+        place.write("1")
+        assert not checkpoints.take()
+    assert checkpoints.take()
+    checkpoints.finish(place.failure, final=True)
+    assert place.restored() == "changed meanwhile"
 
 
 def test_a_store_that_is_taken_away_is_told_and_ends_the_wait(tmp_path: Path) -> None:
