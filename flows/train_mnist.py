@@ -46,6 +46,7 @@ from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import download_artifacts, filled_in
 from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset
 from tasks.gate import RECALL_FLOOR, Gate, GateRules
+from tasks.mnist_scores import compare_on_test_set
 from tasks.mnist_training import mnist_training, verify_test_accuracy
 from tasks.provision_compute import provision_compute
 from tasks.register_model import register_model
@@ -136,7 +137,8 @@ def train_mnist(
                 run = once_repaired(train, repair)
             with seconds.step("register"):
                 rules = GateRules(gate, recall_floor)
-                register = partial(register_model, run, stored, model_name, rules, machine, services)
+                compare = partial(compare_on_test_set, machine=machine, data_uri=stored.uri)
+                register = partial(register_model, run, model_name, rules, compare, services)
                 version = once_repaired(register, repair)
             with seconds.step("download artifacts"):
                 folder = filled_in(output_dir, version)

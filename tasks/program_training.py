@@ -20,6 +20,7 @@ from infra.errors import ArgumentError
 from infra.requirements import OWN_PYTHON, met, resolve
 from infra.settings import Settings, given_variables
 from tasks.program import Arguments, Program
+from tasks.program_scores import score_command
 from tasks.program_sources import Sources, key_packages, module_distributions, read_sources
 from tasks.training import Attempt, Training
 
@@ -73,6 +74,7 @@ def program_training(
     `SettingsError` if its requirements cannot be resolved.
     """
     arguments = program.check(asked.parameters, asked.arguments, tuple(datasets))
+    score_command(program, tuple(datasets))
     sources = read_sources(program)
     environment = _environment(program, sources, settings)
     sources.check(None if environment.requirements else set(module_distributions()))

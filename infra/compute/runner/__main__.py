@@ -1,8 +1,9 @@
 """Runs a program of a person's, shipped beside it in the folder `program`, as that program's parent.
 
     python -m runner train ORDER_JSON
+    python -m runner score ORDER_JSON
     python -m runner devices
-    python -m runner --standby train
+    python -m runner --standby train|score
 
 `--standby` starts the program's process, which imports what the program will need, prints `standing by` and waits for
 its arguments: one line of JSON on stdin, `{"arguments": ["train", ORDER_JSON]}`. The process ends when its stdin does,
@@ -56,12 +57,14 @@ def main(arguments: Sequence[str], ending: _Ending) -> int:
         match arguments:
             case ["devices"]:
                 _devices()
-            case ["--standby", "train"]:
-                _train(None, ending)
-            case ["train", order]:
-                _train(order, ending)
+            case ["--standby", ("train" | "score") as command]:
+                _run_program(command, None, ending)
+            case [("train" | "score") as command, order]:
+                _run_program(command, order, ending)
             case _:
-                raise UsageError("Say what to do: train ORDER_JSON, devices, or --standby train.")
+                raise UsageError(
+                    "Say what to do: train ORDER_JSON, score ORDER_JSON, devices, --standby train, or --standby score."
+                )
     except Exception as error:
         unexpected = not isinstance(error, RunnerError)
         if unexpected:
@@ -88,18 +91,20 @@ def _program() -> Program:
     return read_program(FOLDER / PROGRAM_FACTS)
 
 
-def _train(told: str | None, ending: _Ending) -> None:
+def _run_program(command: str, told: str | None, ending: _Ending) -> None:
     """Carry the order out that is `told`, or that comes on standard input; nothing if that ends before."""
     program = _program()
     adopt_orphans()
     # Its process first, for the program's libraries are slow to import, and ours are imported meanwhile.
     ending.stage = stage = Stage(program, FOLDER / SOURCE, FOLDER.parent / "work")
     try:
-        training = _import_training()
+        ours = _import_training() if command == "train" else importlib.import_module(f"{__package__}.scoring")
         if told is None:
-            told = _wait_for_order(ending)
-        if told is not None:
-            training.Training(stage).run(parse_order(told))
+            told = _wait_for_order(command, ending)
+        if told is not None and command == "train":
+            ours.Training(stage).run(parse_order(told))
+        elif told is not None:
+            ours.score(stage, ours.parse_score_order(told))
     finally:
         stage.stop()
 
@@ -118,7 +123,7 @@ def _import_training() -> ModuleType:
             del sys.modules[name]
 
 
-def _wait_for_order(ending: _Ending) -> str | None:
+def _wait_for_order(command: str, ending: _Ending) -> str | None:
     """The order that the caller sends, or None if it ends before; from then on its end is this process's."""
     say(STANDING_BY)
     received = b""
@@ -129,11 +134,11 @@ def _wait_for_order(ending: _Ending) -> str | None:
             return None
         received += chunk
     try:
-        command, order = map(str, json.loads(received)["arguments"])
+        asked, order = map(str, json.loads(received)["arguments"])
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError('Expected one line of JSON, {"arguments": ["train", ORDER_JSON]}, on stdin.') from error
-    if command != "train":
-        raise UsageError(f"Standing by for train, was asked for {command!r}.")
+    if asked != command:
+        raise UsageError(f"Standing by for {command}, was asked for {asked!r}.")
     threading.Thread(target=_end_with_caller, args=[ending], daemon=True).start()
     return order
 

@@ -1,7 +1,7 @@
 """What the runner is told: facts of the program, which are shipped with it, and the order, which comes later."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,30 @@ class Program:
     @property
     def python_words(self) -> tuple[bool, tuple[str, ...]] | None:
         """Whether it is a module, and the name of module or file with its arguments; None: it is no Python program."""
-        first, *rest = self.command
-        if not Path(first).name.startswith("python") or not rest:
-            return None
-        if rest[0] == "-m" and len(rest) > 1:
-            return True, tuple(rest[1:])
-        return None if rest[0].startswith("-") else (False, tuple(rest))
+        return python_words(self.command)
 
     @property
     def entry(self) -> str:
         """What a person calls the program: its script or module, else its command."""
         found = self.python_words
         return found[1][0] if found else self.command[0]
+
+
+def python_words(command: Sequence[str]) -> tuple[bool, tuple[str, ...]] | None:
+    """Whether a command runs a module, and the name of module or file with its arguments; None: it is no Python."""
+    first, *rest = command
+    if not Path(first).name.startswith("python") or not rest:
+        return None
+    if rest[0] == "-m" and len(rest) > 1:
+        return True, tuple(rest[1:])
+    return None if rest[0].startswith("-") else (False, tuple(rest))
+
+
+def with_folders(word: str, folders: Mapping[str, Path], default: str | None) -> str:
+    """A word of a command, with the folders of data sets in place of what stands for them."""
+    for name, folder in folders.items():
+        word = word.replace(f"{{data_folder_{name}}}", str(folder))
+    return word.replace("{data_folder}", str(folders[default])) if default else word
 
 
 def read_program(path: Path) -> Program:
@@ -118,18 +130,24 @@ class Order:
     rebuild_environment: bool = False
 
 
+def read_datasets(facts: Mapping[str, Any]) -> tuple[tuple[DatasetOrder, ...], str | None]:
+    """The data sets of an order, and the name of the default one; raises `KeyError` for what is missing."""
+    datasets = {name: DatasetOrder(name, one["uri"], one["sha256"]) for name, one in facts["dataset_uris"].items()}
+    default = facts.get("default_dataset")
+    if default is not None and default not in datasets:
+        raise KeyError(default)
+    return tuple(datasets.values()), default
+
+
 def parse_order(text: str) -> Order:
     """The order in a line of JSON. Raises `UsageError` if it is none; its values are not repeated, some are secret."""
     try:
         facts = json.loads(text)
-        datasets = {name: DatasetOrder(name, one["uri"], one["sha256"]) for name, one in facts["dataset_uris"].items()}
-        default = facts.get("default_dataset")
-        if default is not None and default not in datasets:
-            raise KeyError(default)
+        datasets, default = read_datasets(facts)
         home = facts.get("home") or Order.home
         return Order(
             run_id=str(facts["run_id"]),
-            datasets=tuple(datasets.values()),
+            datasets=datasets,
             default_dataset=default,
             checkpoint_uri=str(facts["checkpoint_uri"]),
             lease_uri=facts.get("lease_uri"),

@@ -24,7 +24,7 @@ from .locked import check_versions
 from .mlflow_address import MlflowAddress
 from .model import KeptModel, ModelLogging
 from .objective import log_objective
-from .order import DatasetOrder, Order
+from .order import DatasetOrder, Order, with_folders
 from .output import say
 from .outputs import OUTPUTS, log_outputs
 from .program_process import ProgramProcess
@@ -136,7 +136,7 @@ class Training:
         module, words = self._program.python_words or (False, self._program.command)
         self._process.begin(
             {
-                "argv": [_filled(word, folders, order.default_dataset) for word in words],
+                "argv": [with_folders(word, folders, order.default_dataset) for word in words],
                 "module": module,
                 "command": self._program.python_words is None,
                 "environment": all_variables(self._stage.variables, self._program, order, told),
@@ -249,10 +249,3 @@ _GRADES = {
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _filled(word: str, folders: Mapping[str, Path], default: str | None) -> str:
-    """A word of the command, with folders in place of what stands for them."""
-    for name, folder in folders.items():
-        word = word.replace(f"{{data_folder_{name}}}", str(folder))
-    return word.replace("{data_folder}", str(folders[default])) if default else word
