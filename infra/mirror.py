@@ -12,7 +12,6 @@ Their texts are reasons without the address: the caller knows it, and who may se
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from errno import EHOSTUNREACH, ENETDOWN, ENETUNREACH
@@ -20,11 +19,11 @@ from hashlib import file_digest
 from pathlib import Path
 from re import fullmatch
 from socket import gaierror
-from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from infra.addresses import is_http, without_secrets
+from infra.background import in_background
 from infra.errors import SettingsError
 from infra.proxies import left_out_proxy, through_proxy
 
@@ -162,10 +161,10 @@ def _receive(address: str, part: Path, size: int, report: Callable[[int], None],
 def _append(
     part: Path, start: int, chunks: Iterator[bytes], size: int, deadline: float, report: Callable[[int], None]
 ) -> None:
+    have = start
+    report(have)  # Which may raise, ahead of a change to a file that is another's by now.
     with part.open("ab") as file:
         file.truncate(start)
-        have = start
-        report(have)
         for chunk in chunks:
             if have + len(chunk) > size:
                 part.unlink()
@@ -318,16 +317,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
     The limits of a socket do not do: looking up a name has none, and connecting waits as long again
     for every address of a name, of which the large stores have a dozen.
     """
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return outcome.result(timeout=seconds)
+    return in_background(call).result(timeout=seconds)
 
 
 def _failure(error: Exception, limits: Limits, way: str = "") -> MirrorError:

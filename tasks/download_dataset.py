@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from infra.addresses import without_secrets
+from infra.background import in_background
 from infra.errors import DatasetCorrupted, DatasetNotFound, DatasetUnavailable, SettingsError
 from infra.lock import hold
 from infra.mirror import (
@@ -191,13 +192,16 @@ def _download(
     total = sum(entry.size for entry in entries)
     title = f"Downloading {dataset.name}"
     LOGGER.info("%s: %d files, %.1f MB, into %s", title, len(entries), total / 1e6, folder)
-    with byte_progress(title, total) as advance, ThreadPoolExecutor(len(entries)) as pool:
+    with byte_progress(title, total) as advance:
         # Each thread in this context, where Prefect finds the task run that progress belongs to.
-        futures = {entry.name: pool.submit(copy_context().run, fetch, entry, advance) for entry in entries}
+        futures = {entry.name: in_background(partial(copy_context().run, fetch, entry, advance)) for entry in entries}
         try:
             delivered = {name for name, future in futures.items() if future.result()}
-        except BaseException:
+        except BaseException as error:
             abandoned.set()
+            if isinstance(error, Exception):
+                wait(futures.values())
+            # Who was told to stop waits for no mirror: one that is silent may be so for each file and each attempt.
             raise
     if len(delivered) < len(entries):
         raise _not_delivered(dataset, failures, delivered)

@@ -9,11 +9,13 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,6 +165,37 @@ def test_the_four_files_are_asked_for_at_once(
         server.resume.set()
         obtained.result()
     assert kept(settings) == files
+
+
+@pytest.mark.parametrize(("behaviour", "written"), [({"silent": True}, 0), ({"stall_after": 10}, 4)])
+def test_who_is_told_to_stop_waits_for_no_mirror(
+    behaviour: dict[str, Any],
+    written: int,
+    server: HttpServer,
+    second: HttpServer,
+    settings_for: Callable[..., Settings],
+) -> None:
+    for name in FILE_NAMES:
+        server.behaviour[name] = Behaviour(**behaviour)
+    settings = settings_for(server.address, second.address)
+    before = set(threading.enumerate())
+
+    def told_in_the_middle() -> float:
+        wait_until(lambda: len(server.requests) == 4 and len(kept_paths(settings)) == written)
+        os.kill(os.getpid(), signal.SIGINT)
+        return time.monotonic()
+
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(told_in_the_middle)
+        with pytest.raises(KeyboardInterrupt):
+            obtain(settings, limits=Limits(answer_seconds=20))
+        assert time.monotonic() - told.result() < 3
+    # What is answered late begins nothing, for by then another process may be at work on these files.
+    unfinished = set(kept(settings))
+    server.resume.set()
+    wait_until(lambda: set(threading.enumerate()) <= before)
+    assert set(kept(settings)) == unfinished
+    assert second.requests == []
 
 
 def test_intact_files_are_not_fetched_again(
