@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from flows.prefect_server import check_reachable
 from infra import terminal
 from infra.addresses import without_secrets
 from infra.errors import PipelineError, SettingsError, UsageError
@@ -92,6 +93,7 @@ def _refuse_a_folder_that_is_gone() -> None:
 def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show: Any, given: Any) -> int:
     try:
         _refuse_a_folder_that_is_gone()
+        check_reachable()
         before(**parameters)
         outcome = _outcome(flow, parameters)
     except PipelineError as error:

@@ -12,6 +12,7 @@
     ├── LeaseLost             another process took over what this one had the lease for
     ├── TrackerError          MLflow refused
     │   └── TrackerUnreachable        it did not answer, broke off, or is in trouble
+    ├── PrefectUnreachable    Prefect's server does not answer, or will not do
     ├── ComputeUnavailable    the compute cannot run the job
     ├── TrainingFailed        the training program ended without a result
     ├── BadScores             what a program's score wrote cannot be compared
@@ -75,6 +76,10 @@ class TrackerError(PipelineError):
 
 class TrackerUnreachable(TrackerError):
     """No answer, a broken connection, or a server in trouble (5xx): the same request may succeed later."""
+
+
+class PrefectUnreachable(PipelineError):
+    """Prefect's server does not answer, refuses us, or is another version's."""
 
 
 class ComputeUnavailable(PipelineError):

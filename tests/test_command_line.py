@@ -129,6 +129,11 @@ def test_an_mlflow_server_that_is_not_there_is_told_at_once(tmp_path: Path, pref
     check_refused([], url, tmp_path, 1, MLFLOW_TRACKING_URI=url, PREFECT_API_URL=prefect_api)
 
 
+def test_a_prefect_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:9"
+    check_refused([], f"PrefectUnreachable: Prefect's server at {url} cannot be used", tmp_path, 1, PREFECT_API_URL=url)
+
+
 def check_refused(flags: list[str], told: str, home: Path, status: int, **environment: str) -> None:
     command = [sys.executable, "-m", "flows.train_mnist", f"--output-dir={home}/model", *flags]
     changed = {"PIPELINE_HOME": str(home / "home"), **environment}
