@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -41,7 +41,7 @@ def parser_of(options: type[BaseModel], description: str) -> argparse.ArgumentPa
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, field in _flat_fields(options).items():
-        _add_flag(parser, name, field)
+        add_flag(parser, name, field)
     parser.add_argument("--json", action="store_true", help="One JSON object on stdout, everything else on stderr.")
     parser.add_argument("--debug", action="store_true", help="Show tracebacks and debug messages.")
     return parser
@@ -71,13 +71,27 @@ def run_from_terminal(flow: Flow[..., Any], before: Any, show: Any) -> None:
     options = options_model(flow)
     parser = parser_of(options, inspect.getdoc(inspect.getmodule(flow.fn)) or "")
     given = parser.parse_args()
-    if given.json and "stdout" in terminal.closed:
-        parser.error("--json writes to stdout, which is closed")
     chosen = parse(options, parser, given)
     parameters = {name: getattr(chosen, name) for name in options.model_fields}
+
+    def act() -> Any:
+        check_reachable()
+        before(**parameters)
+        return outcome_of(flow, parameters)
+
+    run_parsed(act, show, given, parser)
+
+
+def run_parsed(act: Callable[[], Any], show: Any, given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Do what was asked and exit with the status; `show(outcome)` is what a person is told of what `act` returned.
+
+    The outcome has `as_dict` for `--json`; this flag and `--debug` are among those `given`.
+    """
+    if given.json and "stdout" in terminal.closed:
+        parser.error("--json writes to stdout, which is closed")
     if not given.debug:
         _quiet_tracebacks()
-    terminal.run(partial(_run, flow, parameters, before, show, given), STOPPED)
+    terminal.run(partial(_run, act, show, given), STOPPED)
 
 
 def _refuse_a_folder_that_is_gone() -> None:
@@ -90,12 +104,10 @@ def _refuse_a_folder_that_is_gone() -> None:
         ) from error
 
 
-def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show: Any, given: Any) -> int:
+def _run(act: Callable[[], Any], show: Any, given: argparse.Namespace) -> int:
     try:
         _refuse_a_folder_that_is_gone()
-        check_reachable()
-        before(**parameters)
-        outcome = _outcome(flow, parameters)
+        outcome = act()
     except PipelineError as error:
         if given.debug or terminal.was_told():
             raise
@@ -115,7 +127,7 @@ def _run(flow: Flow[..., Any], parameters: Mapping[str, Any], before: Any, show:
     return DONE
 
 
-def _outcome(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> Any:
+def outcome_of(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> Any:
     """What the flow returned, even if Prefect's server, at the end, is away or knows nothing of the run any more."""
     outcomes: list[Any] = []
     body = flow.fn
@@ -189,7 +201,8 @@ def _flag(name: Any) -> str:
     return str(name).replace("_", "-")
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+def add_flag(parser: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
+    """Add the flag of a field: a switch, a choice, or a word that is checked later."""
     description = field.description or ""
     if field.annotation is bool:
         parser.add_argument(f"--{_flag(name)}", action="store_true", default=None, help=description)

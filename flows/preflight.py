@@ -1,6 +1,7 @@
 """Before anything is paid for: say which services are used, refuse what cannot work, start what takes long."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 
@@ -37,15 +38,19 @@ def preflight(services: Services, target: Compute, output_dir: Path) -> None:
     target.check()
 
 
-def announce(settings: Settings, dataset: DatasetDescription) -> None:
-    """Say in the log which services the run uses."""
+def mirrors_of(settings: Settings, dataset: DatasetDescription) -> tuple[str, ...]:
+    """Where the data set would be downloaded from; a sample is not downloaded."""
+    return () if dataset.sample_of else settings.dataset_mirrors or dataset.mirrors
+
+
+def announce(settings: Settings, mirrors: Sequence[str] | None = None) -> None:
+    """Say in the log which services the run uses; `mirrors` where it may download a data set of the catalog."""
     prefect_url = PREFECT_API_URL.value()
-    mirrors = () if dataset.sample_of else settings.dataset_mirrors or dataset.mirrors
     services = {
         "Prefect": without_secrets(prefect_url) if prefect_url else "a temporary server",
         "MLflow": without_secrets(settings.mlflow_tracking_uri),
         "Object store": without_secrets(settings.object_store_uri),
-        "Mirrors": ", ".join(map(without_secrets, mirrors)) or "none is needed",
+        **({} if mirrors is None else {"Mirrors": ", ".join(map(without_secrets, mirrors)) or "none is needed"}),
         "Home": settings.home,
     }
     LOGGER.info("Services\n%s", "\n".join(f"  {name:<12}  {place}" for name, place in services.items()))

@@ -32,7 +32,7 @@ from typing import Annotated, TypeVar
 from prefect import flow
 from pydantic import Field
 
-from flows.preflight import announce, head_start, preflight
+from flows.preflight import announce, head_start, mirrors_of, preflight
 from flows.reporting import MnistReport, StepSeconds, publish_report
 from flows.run_log import carry_lines
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
@@ -113,7 +113,7 @@ def train_mnist(
     request = TrainingRequest(mnist_training(description, hyperparameters), experiment, retrain, accelerator)
     target = compute_target(compute, settings, accelerator, cluster, request.workload(settings))
     machine = this_machine(settings, accelerator)
-    announce(settings, description)
+    announce(settings, mirrors_of(settings, description))
     preflight(services, target, output_dir)
     head_start(settings, compute, request)
     seconds = StepSeconds()

@@ -4,6 +4,7 @@
     ├── UsageError            what was asked for cannot be done; nothing was started
     │   ├── SettingsError         a setting of this machine is wrong
     │   └── ArgumentError         an argument of the command is wrong
+    ├── ProgramInvalid        the program cannot run, as its sources show
     ├── DatasetUnavailable    no mirror could be reached, or none delivered to the end
     ├── DatasetNotFound       those that were reached do not have it, or do not give it
     ├── DatasetCorrupted      a mirror or the store was reached and holds something else
@@ -44,6 +45,10 @@ class SettingsError(UsageError):
 
 class ArgumentError(UsageError):
     """An argument of the command, or a parameter of the flow, is wrong."""
+
+
+class ProgramInvalid(PipelineError):
+    """A person's program cannot run, as its sources show without running it."""
 
 
 class DatasetUnavailable(PipelineError):

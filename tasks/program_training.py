@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.compute import program_files
-from infra.errors import ArgumentError
+from infra.errors import ArgumentError, ProgramInvalid
 from infra.requirements import OWN_PYTHON, met, resolve
 from infra.settings import Settings, given_variables
 from tasks.program import Arguments, Program
@@ -71,13 +71,16 @@ def program_training(
 
     `datasets` are the digests by name, the one that `{data_folder}` stands for first. Raises `ArgumentError` for what
     the program could not be started with, as far as its sources and its `MLproject` tell without running it, and
-    `SettingsError` if its requirements cannot be resolved.
+    `ProgramInvalid` for what its sources cannot do, `SettingsError` if its requirements cannot be resolved.
     """
     arguments = program.check(asked.parameters, asked.arguments, tuple(datasets))
     score_command(program, tuple(datasets))
     sources = read_sources(program)
     environment = _environment(program, sources, settings)
-    sources.check(None if environment.requirements else set(module_distributions()))
+    try:
+        sources.check(None if environment.requirements else set(module_distributions()))
+    except ArgumentError as error:
+        raise ProgramInvalid(f"The program {program.name} cannot run:\n{error}") from error
     variables = given_variables(asked.variables)
     if missing := [name for name in asked.variables if name not in variables]:
         raise ArgumentError(f"--env {missing[0]}: there is no such variable here.\nSet it, or leave --env out.")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infra.compute import program_sha256
-from infra.errors import ArgumentError
+from infra.errors import ArgumentError, ProgramInvalid
 from infra.requirements import OWN_PYTHON
 from infra.settings import load_settings
 from tasks.handoffs import Dataset
@@ -167,8 +167,8 @@ def test_what_cannot_be_is_refused(asked: Asked, told: str, tmp_path: Path) -> N
 def test_a_program_that_cannot_start_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "program").mkdir()
     (tmp_path / "program" / "train.py").write_text("import os\nimport no_such_package\nx = (\n")
-    with pytest.raises(ArgumentError, match=r"train\.py:3"):
+    with pytest.raises(ProgramInvalid, match=r"train\.py:3"):
         training(tmp_path, program=tmp_path / "program", entry="train.py")
     (tmp_path / "program" / "train.py").write_text("import os\nimport no_such_package\n")
-    with pytest.raises(ArgumentError, match="no_such_package"):
+    with pytest.raises(ProgramInvalid, match="no_such_package"):
         training(tmp_path, program=tmp_path / "program", entry="train.py")
