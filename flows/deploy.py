@@ -172,7 +172,8 @@ def main() -> int:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     subprocess.run(command, cwd=PROJECT_ROOT, check=True)
     stack = load_stack_settings()
-    complete_forms(read_catalog(load_settings().dataset_catalog))
+    catalog = read_catalog(load_settings().dataset_catalog)
+    complete_forms([name for name, dataset in catalog.items() if dataset.is_idx])
     keep_ui_at_home(stack)
     for automation in (*zombies(), failure_notification(stack.failure_notification_url)):
         put_in_place(automation)

@@ -32,8 +32,8 @@ from infra.services import Services
 from infra.settings import load_settings
 from tasks.champion import CHAMPION, DECISION, PREVIOUS_CHAMPION
 from tasks.checkpoints import RUNS_FOLDER, discard_checkpoints
+from tasks.datasets.stored import delete_dataset, list_datasets
 from tasks.training_runs import close_orphans
-from tasks.upload_dataset import delete_dataset, list_datasets
 
 LOGGER = logging.getLogger("doctor")
 

@@ -43,8 +43,9 @@ from infra.tracker_process import TrackerProcess
 from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
 from tasks.champion import MODEL_NAME
 from tasks.dataset_catalog import describe_dataset
+from tasks.datasets.obtain import IfUnreachable, closing_reminder
 from tasks.download_artifacts import download_artifacts, filled_in
-from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset
+from tasks.download_dataset import download_dataset
 from tasks.gate import RECALL_FLOOR, Gate, GateRules
 from tasks.mnist_scores import compare_on_test_set
 from tasks.mnist_training import mnist_training, verify_test_accuracy

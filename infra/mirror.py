@@ -20,7 +20,7 @@ from pathlib import Path
 from re import fullmatch
 from socket import gaierror
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from infra.addresses import is_http, without_secrets
 from infra.background import in_background
@@ -89,7 +89,7 @@ def file_address(mirror: str, name: str) -> str:
         return str(Path(folder).expanduser().absolute() / name)
     if is_http(mirror):
         parts = urlsplit(mirror)
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
     return f"{mirror.rstrip('/')}/{name}"
 
 
@@ -138,6 +138,7 @@ def _receive(address: str, part: Path, size: int, report: Callable[[int], None],
     answered = False
     for attempt in range(limits.attempts):
         if _size(part) == size:
+            part.touch()  # An empty file is whole before anything came.
             report(size)
             return resumed
         if attempt:

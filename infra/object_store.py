@@ -6,29 +6,28 @@ counts only once it is complete. Listings are asked of the store each time.
 
 import asyncio
 import base64
-import errno
 import fcntl
 import hashlib
 import io
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Protocol, Self
 from urllib.parse import unquote
 
 from fsspec.core import split_protocol, url_to_fs
 
 from infra.addresses import without_secrets
-from infra.errors import ObjectStoreError, ObjectStoreUnreachable
+from infra.errors import ObjectStoreError
 from infra.hidden_packages import packages_hidden
-from infra.proxies import through_proxy
+from infra.store_failures import s3_code, told
 from infra.waiting import Wait, told_when_slow
 
 _PART_BYTES = 5 * 2**20  # The smallest part that S3 takes.
@@ -39,6 +38,8 @@ _REQUESTS = 4
 A process that sent 1 GiB peaked at 72 MB for a thousand files and 107 MB for one, in 0.99 and 0.67 of rclone's time
 (tests/benchmarks/upload.py). Parts of 8 MiB, or two or eight at once, were no faster, and eight peaked at 170 MB.
 """
+_COPIED_AT_ONCE = 5 * 10**9
+"""Bytes; more S3 copies in parts only."""
 _DEAD_AFTER_SECONDS = 24 * 3600
 _SECONDS_TO_STOP = 0.7
 
@@ -57,7 +58,7 @@ _S3_CONFIG: dict[str, Any] = {
 }
 
 
-def _options(scheme: str) -> dict[str, Any]:
+def client_options(scheme: str) -> dict[str, Any]:
     """What fsspec's class for `scheme` is made with."""
     if scheme not in ("s3", "s3a"):
         return {}
@@ -87,6 +88,19 @@ def _options(scheme: str) -> dict[str, Any]:
     }
 
 
+class Source(Protocol):
+    """Bytes to send: how many, with which SHA-256 in hexadecimal."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
+        """The bytes piece by piece; raises a `PipelineError` at their end if they were not the right ones."""
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """A file of this machine and the bytes that it must hold: `size` in bytes, SHA-256 in hexadecimal."""
@@ -108,7 +122,8 @@ class SourceFile:
         if digest.hexdigest() != self.sha256:
             raise ObjectStoreError(
                 f"{self.path} is not what it should be, so it was not stored: expected {self.size:,} bytes\n"
-                f"with SHA-256 {self.sha256}, found SHA-256 {digest.hexdigest()}.\nRemove the file and run again."
+                f"with SHA-256 {self.sha256}, found SHA-256 {digest.hexdigest()}.\n"
+                "Restore or remove the file, and run again."
             )
 
 
@@ -131,9 +146,9 @@ class ObjectStore:
         else:
             self.uri = uri.rstrip("/")
             with self._errors_told("open it"):
-                self._backend = _Remote(self.uri, _options(scheme))
+                self._backend = _Remote(self.uri, client_options(scheme))
 
-    def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+    def put_files(self, files: Iterable[tuple[str, Source]], on_bytes: Callable[[int], None]) -> None:
         """Send each file to its key, several at once, and check its bytes on the way.
 
         `on_bytes` is told the number of bytes that were just sent, in the thread of the caller.
@@ -145,6 +160,30 @@ class ObjectStore:
                 on_bytes(count)
 
             self._backend.put_files(files, sent)
+
+    def copies_from(self, uri: str) -> bool:
+        """True if the store itself can copy what lies under the address `uri`: nothing comes to this machine."""
+        return isinstance(self._backend, _Remote) and self._backend.speaks(split_protocol(uri)[0])
+
+    def copy_files(self, files: Iterable[tuple[str, str, int, str | None]], on_bytes: Callable[[int], None]) -> None:
+        """Have the store copy objects, several at once: for each its new key, its address, its size and its ETag.
+
+        The caller sees to it that `copies_from` is true, and that what was copied is what it meant: not every server
+        heeds the ETag.
+        """
+        assert isinstance(self._backend, _Remote)
+        with self._errors_told("copy files to it") as wait:
+
+            def copied(count: int) -> None:
+                wait.goes_on()
+                on_bytes(count)
+
+            self._backend.copy_files(files, copied)
+
+    def changed_at(self, key: str) -> datetime | None:
+        """When the object was written, if there is one and the store knows."""
+        with self._errors_told(f"look up {key}"):
+            return self._backend.changed_at(key)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         with self._errors_told(f"write {key}"):
@@ -181,22 +220,18 @@ class ObjectStore:
         except ObjectStoreError:
             raise
         except Exception as error:
-            place = without_secrets(self.uri)
-            endpoint = getattr(getattr(self, "_backend", None), "endpoint", None)
-            told = _s3_error(error, f"{place}: could not {attempt}", self.uri, endpoint)
-            if told is not None:
-                # Not chained: what libraries and servers write of a request may hold the key id or the signature.
-                raise told from None
-            if isinstance(error, OSError):
-                raise _os_error(error, f"{place}: could not {attempt}") from error
-            raise
+            found = told(error, attempt, self.uri, getattr(getattr(self, "_backend", None), "endpoint", None))
+            if found is None:
+                raise
+            # Not chained: what libraries and servers write of a request may hold the key id or the signature.
+            raise found from None
 
 
 class _Folder:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 
-    def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+    def put_files(self, files: Iterable[tuple[str, Source]], on_bytes: Callable[[int], None]) -> None:
         # One after the other: a disk gains nothing from two writers.
         for key, file in files:
             self._write(key, file.chunks(_PART_BYTES), on_bytes)
@@ -228,6 +263,12 @@ class _Folder:
     def get_bytes(self, key: str) -> bytes | None:
         try:
             return (self.root / key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def changed_at(self, key: str) -> datetime | None:
+        try:
+            return datetime.fromtimestamp((self.root / key).stat().st_mtime, UTC)
         except FileNotFoundError:
             return None
 
@@ -297,7 +338,7 @@ class _Remote:
         client = getattr(self._fs, "_s3", None)
         return None if client is None else str(client.meta.endpoint_url)
 
-    def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+    def put_files(self, files: Iterable[tuple[str, Source]], on_bytes: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(_REQUESTS) as pool, _Requests(on_bytes) as requests:
             for key, file in files:
                 path = self._path(key)
@@ -314,7 +355,7 @@ class _Remote:
                 else:
                     requests.start(len(data), partial(pool.submit, self._fs.pipe_file, path, data))
 
-    def _put_in_parts(self, path: str, file: SourceFile, requests: "_Requests") -> None:
+    def _put_in_parts(self, path: str, file: Source, requests: "_Requests") -> None:
         bucket, key, _ = self._fs.split_path(path)
         upload = {"Bucket": bucket, "Key": key}
         upload["UploadId"] = self._fs.call_s3("create_multipart_upload", **upload)["UploadId"]
@@ -345,16 +386,37 @@ class _Remote:
         try:
             return bytes(self._fs.cat_file(self._path(key)))
         except FileNotFoundError as error:
-            if _s3_code(error) == "NoSuchBucket":
+            if s3_code(error) == "NoSuchBucket":
                 raise
             return None
+
+    def speaks(self, scheme: str | None) -> bool:
+        protocols = self._fs.protocol
+        return scheme in ((protocols,) if isinstance(protocols, str) else protocols)
+
+    def copy_files(self, files: Iterable[tuple[str, str, int, str | None]], on_bytes: Callable[[int], None]) -> None:
+        with ThreadPoolExecutor(_REQUESTS) as pool, _Requests(on_bytes) as requests:
+            for key, uri, size, etag in files:
+                # What is larger is copied in parts, whose requests know no such condition.
+                only_if = (
+                    {"CopySourceIfMatch": f'"{etag}"'} if etag and self._speaks_s3 and size < _COPIED_AT_ONCE else {}
+                )
+                copy = partial(self._fs.cp_file, self._fs._strip_protocol(uri), self._path(key), **only_if)
+                requests.start(size, partial(pool.submit, copy))
+
+    def changed_at(self, key: str) -> datetime | None:
+        try:
+            found = self._fs.modified(self._path(key))
+        except (FileNotFoundError, NotImplementedError):
+            return None
+        return found if isinstance(found, datetime) else None
 
     def sizes(self, prefix: str) -> dict[str, int]:
         root = self._path(prefix)
         try:
             found = self._fs.find(root, detail=True)
         except FileNotFoundError as error:
-            if _s3_code(error) == "NoSuchBucket":
+            if s3_code(error) == "NoSuchBucket":
                 raise
             return {}
         # Consoles and some servers keep an empty object for the folder itself.
@@ -413,100 +475,3 @@ class _Requests:
             size = self._under_way.pop(future)
             future.result()
             self._on_bytes(size)
-
-
-def _os_error(error: OSError, attempt: str) -> ObjectStoreError:
-    where = f" ({error.filename})" if error.filename else ""
-    advice = {
-        errno.ENOSPC: "The disk is full. Make room there",
-        errno.EDQUOT: "The quota of this user is used up. Make room there",
-        errno.EACCES: "This user may not do that. Correct the rights of the folder",
-        errno.EPERM: "This user may not do that. Correct the rights of the folder",
-        errno.EROFS: "The disk is mounted read-only. Mount it for writing",
-    }.get(error.errno or 0, "Correct that")
-    reason = error.strerror or type(error).__name__
-    return ObjectStoreError(f"{attempt}: {reason}{where}.\n{advice}, or set OBJECT_STORE_URI to another place.")
-
-
-_KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (or AWS_PROFILE)"
-_REFUSALS = {
-    "InvalidAccessKeyId": "the key id is not known there. Check AWS_ACCESS_KEY_ID, and that AWS_ENDPOINT_URL "
-    "is the server that it belongs to.",
-    "SignatureDoesNotMatch": "the secret does not fit the key id. Check AWS_SECRET_ACCESS_KEY.",
-    "ExpiredToken": "the session has expired. Get new keys, and set AWS_SESSION_TOKEN with them.",
-    "InvalidToken": "the session token is not valid. Check AWS_SESSION_TOKEN.",
-    "RequestTimeTooSkewed": "this machine's clock differs from the server's. Set it.",
-}
-_PASSING = {"SlowDown", "RequestTimeout", "NoSuchUpload", "OperationAborted", "InternalError", "ServiceUnavailable"}
-"""NoSuchUpload: the server lost an upload that was under way, as some do when they start again."""
-_OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _s3_response(error: BaseException) -> dict[str, Any] | None:
-    """The server's refusal in botocore's form, which s3fs hides behind an `OSError`."""
-    return next((cause.response for cause in _causes(error) if hasattr(cause, "operation_name")), None)  # type: ignore[attr-defined]
-
-
-def _s3_code(error: BaseException) -> str | None:
-    response = _s3_response(error)
-    return None if response is None else str(response.get("Error", {}).get("Code"))
-
-
-def _s3_error(error: Exception, attempt: str, uri: str, endpoint: str | None) -> ObjectStoreError | None:
-    """What happened in words of ours, without anything secret; None if it did not come from an S3 library."""
-    at = without_secrets(endpoint) if endpoint else "the address in AWS_ENDPOINT_URL"
-    code = _s3_code(error)
-    if code is not None:
-        status = (_s3_response(error) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        attempt = f"{attempt}.\n{at} answered {code} (HTTP {status}): "
-        bucket = split_protocol(uri)[1].partition("/")[0]
-        if code in _REFUSALS:
-            return ObjectStoreError(attempt + _REFUSALS[code])
-        if code in _OTHER_REGION:
-            return ObjectStoreError(f"{attempt}the bucket {bucket} is in another region. Set AWS_REGION to its own.")
-        if status in (401, 403) or code == "AccessDenied":
-            return ObjectStoreError(
-                f"{attempt}not allowed in the bucket {bucket}.\nCheck {_KEYS}, and that\n"
-                "the key may list the bucket, and read, write and delete objects."
-            )
-        if code == "NoSuchBucket":
-            return ObjectStoreError(
-                f"{attempt}there is no bucket {bucket}.\nCreate it, or correct OBJECT_STORE_URI or AWS_ENDPOINT_URL."
-            )
-        if status == 507:
-            return ObjectStoreError(f"{attempt}the store is full.")
-        if code in _PASSING or status >= 500:
-            return ObjectStoreUnreachable(f"{attempt}the server is in trouble. Run again later.")
-        return ObjectStoreError(f"{attempt}it does not take this request.")
-    cause = next((cause for cause in _causes(error) if type(cause).__module__.startswith("botocore")), None)
-    if cause is None and not any(type(part).__module__.startswith("aiohttp") for part in _causes(error)):
-        if isinstance(error, ValueError) and "endpoint" in str(error).lower():
-            return ObjectStoreError(f"{attempt}: AWS_ENDPOINT_URL is not the address of a server (http://host:port).")
-        return None
-    kind = type(cause or error).__name__
-    if "Credentials" in kind or "Profile" in kind or kind == "TokenRetrievalError":
-        return ObjectStoreError(f"{attempt}: there are no complete keys for {at} ({kind}).\nSet {_KEYS}.")
-    if kind == "NoRegionError":
-        return ObjectStoreError(f"{attempt}: no region is set.\nSet AWS_REGION.")
-    if kind in ("ParamValidationError", "InvalidRegionError", "UnsupportedS3ConfigurationError"):
-        return ObjectStoreError(
-            f"{attempt}: the request is not valid ({kind}).\nCheck OBJECT_STORE_URI and AWS_REGION."
-        )
-    if any(isinstance(part, socket.gaierror) for part in _causes(error)):
-        reason = "there is no host of that name"
-    elif any(isinstance(part, ConnectionRefusedError) for part in _causes(error)):
-        reason = "nothing listens there"
-    elif "Timeout" in kind:
-        reason = "it does not answer"
-    else:
-        reason = "the connection broke off"
-    way = through_proxy(endpoint or "https://s3.amazonaws.com")
-    return ObjectStoreUnreachable(
-        f"{attempt}. {at}: {reason}{way} ({kind}).\nIs the server up, and AWS_ENDPOINT_URL its address?"
-    )

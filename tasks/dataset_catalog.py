@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.compute.runner.manifest import FileEntry, files_sha256
 from infra.errors import ArgumentError, SettingsError
+from tasks.datasets.names import wrong_names
 from tasks.training_program.dataset_files import (
     FILE_NAMES,
     IMAGE_SHAPE,
@@ -15,8 +17,6 @@ from tasks.training_program.dataset_files import (
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
-    FileEntry,
-    dataset_sha256,
 )
 
 
@@ -28,18 +28,20 @@ class DatasetDescription:
     mirrors: tuple[str, ...]
     """Folders that hold the files, in the order in which they are tried."""
     training_images: int
-    """Images in the training files, the validation images among them."""
+    """Images in the training files, the validation images among them; 0 where it is not IDX."""
     test_images: int
     validation_images: int | None
     """How many of the last training images validate; None: each run decides."""
     sample_of: str | None
     """The data set that this one is a small part of; its files are written here, never downloaded."""
     files: tuple[FileEntry, ...]
+    is_idx: bool = True
+    """True for the four gzipped IDX files of 28 x 28 images in ten classes, False for files of any kind."""
 
     @property
     def sha256(self) -> str:
         """The identity of the data set."""
-        return dataset_sha256(self.files)
+        return files_sha256(self.files)
 
     def shape(self, file_name: str) -> tuple[int, ...]:
         """The shape of the array in a file."""
@@ -86,17 +88,17 @@ class _Wrong(Exception):
     pass
 
 
-_OPTIONAL = {"mirrors", "validation_images", "sample_of"}
+_OPTIONAL = {"format", "mirrors", "validation_images", "sample_of"}
 _REQUIRED = {"training_images", "test_images", "files"}
+_FORMATS = ("idx", "files")
 
 
 def _description(name: str, table: Any) -> DatasetDescription:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise _Wrong("a name is lower-case letters, digits, '.', '_' and '-': it becomes a folder")
+    if _format(table) == "files":
+        return _any_files(name, table)
     table = _table(table, "the data set", _REQUIRED, _OPTIONAL)
-    mirrors = table.get("mirrors", [])
-    if not isinstance(mirrors, list) or not all(isinstance(mirror, str) and mirror for mirror in mirrors):
-        raise _Wrong(f"mirrors is {mirrors!r}, expected a list of addresses")
     sample = table.get("sample_of")
     if not isinstance(sample, str | None):
         raise _Wrong(f"sample_of is {sample!r}, expected the name of a data set")
@@ -107,7 +109,7 @@ def _description(name: str, table: Any) -> DatasetDescription:
         raise _Wrong(f"validation_images is {validation_images}, expected fewer than the {training_images} of training")
     return DatasetDescription(
         name=name,
-        mirrors=tuple(mirrors),
+        mirrors=_mirrors(table),
         training_images=training_images,
         test_images=_count(table, "test_images"),
         validation_images=validation_images,
@@ -116,11 +118,41 @@ def _description(name: str, table: Any) -> DatasetDescription:
     )
 
 
-def _file_entry(name: str, table: Any) -> FileEntry:
+def _format(table: Any) -> str:
+    """The format of a data set: as it says or, without a word, IDX if it counts images or has a file named as IDX."""
+    if not isinstance(table, dict):
+        return "idx"
+    named = table.get("files")
+    looks_idx = "training_images" in table or (isinstance(named, dict) and bool(set(named) & set(FILE_NAMES)))
+    found = table.get("format", "idx" if looks_idx else "files")
+    if found not in _FORMATS:
+        raise _Wrong(f"format is {found!r}, expected {' or '.join(map(repr, _FORMATS))}")
+    return str(found)
+
+
+def _any_files(name: str, table: Any) -> DatasetDescription:
+    table = _table(table, "the data set", {"files"}, {"format", "mirrors"})
+    files = table["files"]
+    if not isinstance(files, dict) or not files:
+        raise _Wrong(f"files is {files!r}, expected a table of names, each with its size and sha256")
+    if wrong := wrong_names(sorted(files)):
+        raise _Wrong("; ".join(wrong))
+    entries = tuple(_file_entry(file_name, files[file_name], smallest=0) for file_name in sorted(files))
+    return DatasetDescription(name, _mirrors(table), 0, 0, None, None, entries, is_idx=False)
+
+
+def _mirrors(table: dict[str, Any]) -> tuple[str, ...]:
+    mirrors = table.get("mirrors", [])
+    if not isinstance(mirrors, list) or not all(isinstance(mirror, str) and mirror for mirror in mirrors):
+        raise _Wrong(f"mirrors is {mirrors!r}, expected a list of addresses")
+    return tuple(mirrors)
+
+
+def _file_entry(name: str, table: Any, smallest: int = 1) -> FileEntry:
     table = _table(table, name, {"size", "sha256"})
     if not isinstance(table["sha256"], str) or not re.fullmatch("[0-9a-f]{64}", table["sha256"]):
         raise _Wrong(f"the sha256 of {name} is {table['sha256']!r}, expected 64 digits of 0-9a-f")
-    return FileEntry(name, _count(table, "size"), table["sha256"])
+    return FileEntry(name, _count(table, "size", smallest), table["sha256"])
 
 
 def _table(value: Any, what: str, required: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
@@ -133,8 +165,8 @@ def _table(value: Any, what: str, required: set[str], optional: Collection[str] 
     return value
 
 
-def _count(table: dict[str, Any], key: str) -> int:
+def _count(table: dict[str, Any], key: str, smallest: int = 1) -> int:
     value = table[key]
-    if type(value) is not int or value < 1:
-        raise _Wrong(f"{key} is {value!r}, expected a whole number above 0")
+    if type(value) is not int or value < smallest:
+        raise _Wrong(f"{key} is {value!r}, expected a whole number from {smallest}")
     return value

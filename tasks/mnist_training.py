@@ -64,6 +64,10 @@ def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription
 
     Raises `ArgumentError` if no image is left to train on, or less than a batch.
     """
+    if not dataset.is_idx:
+        raise ArgumentError(
+            f"{dataset.name} is no data set of IDX files, and no other trains this network.\nName one with --dataset."
+        )
     if not hyperparameters.validation_images:
         images = dataset.validation_images or VALIDATION_IMAGES
         hyperparameters = hyperparameters.model_copy(update={"validation_images": images})

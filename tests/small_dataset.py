@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from infra.compute.runner.manifest import FileEntry, file_entry
 from tasks.training_program.dataset_files import (
     FILE_NAMES,
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
-    FileEntry,
-    file_entry,
     write_idx,
 )
 

@@ -32,7 +32,8 @@ from infra.errors import (
 from infra.mirror import Limits
 from infra.settings import PROJECT_ROOT, Settings, load_settings
 from tasks.dataset_catalog import describe_dataset, read_catalog
-from tasks.download_dataset import IfUnreachable, closing_reminder, download_dataset, obtain_dataset
+from tasks.datasets.obtain import IfUnreachable, closing_reminder, obtain_dataset
+from tasks.download_dataset import download_dataset
 from tasks.handoffs import DatasetFiles
 from tasks.training_program.dataset_files import (
     FILE_NAMES,
@@ -443,7 +444,7 @@ PROGRAM = """
 import logging
 from infra.settings import load_settings
 from tasks.dataset_catalog import describe_dataset
-from tasks.download_dataset import obtain_dataset
+from tasks.datasets.obtain import obtain_dataset
 logging.basicConfig(level=logging.INFO, force=True)
 settings = load_settings()
 print(obtain_dataset(describe_dataset("tiny", settings.dataset_catalog), settings).description.sha256)

@@ -8,6 +8,7 @@ import pytest
 
 from infra.compute import Job
 from infra.compute.local_process import LocalProcess
+from infra.compute.runner.manifest import MANIFEST, manifest_bytes
 from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, PipelineError, TrainingFailed
 from infra.experiment_tracker import ExperimentTracker
 from infra.lease import hold_lease
@@ -16,7 +17,7 @@ from infra.settings import load_settings
 from tasks import saved_model
 from tasks.program_run import PROGRAM, ProgramRun
 from tasks.saved_model import ask_program
-from tasks.training_program.dataset_files import MANIFEST, TEST_LABELS, manifest_bytes
+from tasks.training_program.dataset_files import TEST_LABELS
 from tasks.training_runs import closing_run
 from tests.small_dataset import entries, write_small_dataset
 from tests.test_local_process import program

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from infra.compute.runner.manifest import files_sha256
 from infra.errors import RunNotRegistrable, TrackerError
 from infra.experiment_tracker import Version
 from tasks.champion import CHAMPION, DECISION, champions, settle, standing
 from tasks.gate import RECALL_FLOOR, GateRules
 from tasks.registry.decision import GATE_DECISION, GATE_FLOW_RUN, OUTCOME
-from tasks.training_program.dataset_files import TEST_IMAGES, TEST_LABELS, dataset_sha256
+from tasks.training_program.dataset_files import TEST_IMAGES, TEST_LABELS
 from tests.registry import MODEL, Interrupting, Registry
 from tests.small_dataset import entries, write_small_dataset
 
@@ -164,7 +165,7 @@ def test_another_test_set_is_no_ground_for_a_decision(registry: Registry, models
     assert "is not the one in the store" in version.tags[DECISION]
     assert registry.champions() == (1, None)
 
-    digest = dataset_sha256(file for file in entries(tmp_path / "other") if file.name in (TEST_IMAGES, TEST_LABELS))
+    digest = files_sha256(file for file in entries(tmp_path / "other") if file.name in (TEST_IMAGES, TEST_LABELS))
     version = registry.register(registry.add_run(models.as_good, digest), BETTER)
     assert "is not the one of the champion" in version.tags[DECISION]
     assert registry.champions() == (1, None)

@@ -6,17 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.compute.runner.manifest import MANIFEST, files_sha256, manifest_bytes
 from tasks.training_program.dataset import load_dataset
-from tasks.training_program.dataset_files import (
-    MANIFEST,
-    TEST_LABELS,
-    TRAIN_IMAGES,
-    TRAIN_LABELS,
-    BadDataset,
-    dataset_sha256,
-    manifest_bytes,
-    write_idx,
-)
+from tasks.training_program.dataset_files import TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, BadDataset, write_idx
 from tasks.training_program.errors import ProgramError, UsageError
 from tests.small_dataset import entries, write_small_dataset
 
@@ -38,7 +30,7 @@ def test_the_last_images_are_held_out(data: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_it_is_known_by_what_was_read_with_or_without_a_manifest(data: Path, prefix: str) -> None:
-    expected = dataset_sha256(entries(data))
+    expected = files_sha256(entries(data))
     assert load_dataset(f"{prefix}{data}", 10).sha256 == expected
     (data / MANIFEST).unlink()
     assert load_dataset(f"{prefix}{data}/", 10).sha256 == expected

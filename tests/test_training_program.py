@@ -18,15 +18,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from infra.compute.runner.manifest import MANIFEST, files_sha256, manifest_bytes, parse_manifest
 from tasks.training_program.__main__ import main
-from tasks.training_program.dataset_files import (
-    MANIFEST,
-    TEST_IMAGES,
-    TEST_LABELS,
-    dataset_sha256,
-    manifest_bytes,
-    parse_manifest,
-)
+from tasks.training_program.dataset_files import TEST_IMAGES, TEST_LABELS
 from tasks.training_program.environment import can_change_weights
 from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TAKEN_OVER, EXIT_TERMINATED, EXIT_USAGE, LAST_WORDS
 from tasks.training_program.hyperparameters import Hyperparameters
@@ -168,8 +162,8 @@ def test_it_learns(finished: Finished) -> None:
 def test_the_run_has_its_parameters_tags_and_input(finished: Finished, stage: Stage) -> None:
     assert finished.params == {name: str(value) for name, value in HYPERPARAMETERS.model_dump().items()}
     files = entries(stage.data)
-    assert finished.tags["dataset_sha256"] == dataset_sha256(files)
-    assert finished.tags["test_set_sha256"] == dataset_sha256(f for f in files if f.name in (TEST_IMAGES, TEST_LABELS))
+    assert finished.tags["dataset_sha256"] == files_sha256(files)
+    assert finished.tags["test_set_sha256"] == files_sha256(f for f in files if f.name in (TEST_IMAGES, TEST_LABELS))
     assert {"python_version", "keras_version", "tensorflow_version", "numpy_version", "device"} <= finished.tags.keys()
     run = stage.client.get_run(finished.run_id)
     assert [(i.dataset.name, json.loads(i.dataset.source)) for i in run.inputs.dataset_inputs] == [
@@ -211,7 +205,7 @@ def test_the_logged_model_is_what_its_manifest_says_and_predicts_as_the_run_did(
     assert found == {entry.name for entry in listed}
     for entry in listed:
         assert (model / entry.name).stat().st_size == entry.size
-    assert dataset_sha256(listed) == finished.tags["model_sha256"]
+    assert files_sha256(listed) == finished.tags["model_sha256"]
     assert described.source_run_id == finished.run_id
     assert str(described.status) == "READY"
     assert described.params["learning_rate"] == "0.001"

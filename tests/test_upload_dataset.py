@@ -13,23 +13,17 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
+from infra.compute.runner.manifest import MANIFEST, FileEntry, file_entry, files_sha256, manifest_bytes
 from infra.errors import ObjectStoreError, ObjectStoreUnreachable
 from infra.experiment_tracker import ExperimentTracker
-from infra.object_store import ObjectStore, SourceFile
+from infra.object_store import ObjectStore, Source
 from infra.services import Services
 from infra.settings import load_settings
 from tasks.dataset_catalog import describe_dataset
+from tasks.datasets.stored import folder_files, list_datasets, store_dataset
 from tasks.handoffs import Dataset, DatasetFiles
-from tasks.training_program.dataset_files import (
-    MANIFEST,
-    TEST_IMAGES,
-    TRAIN_IMAGES,
-    FileEntry,
-    dataset_sha256,
-    file_entry,
-    manifest_bytes,
-)
-from tasks.upload_dataset import list_datasets, store_dataset, upload_dataset
+from tasks.training_program.dataset_files import TEST_IMAGES, TRAIN_IMAGES
+from tasks.upload_dataset import upload_dataset
 from tests.s3_server import S3Server, free_port, s3_server
 from tests.small_dataset import entries, write_catalog, write_small_dataset
 
@@ -63,7 +57,7 @@ class ObservedStore(ObjectStore):
         self.folder = folder
         self.changes: list[str] = []
 
-    def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+    def put_files(self, files: Iterable[tuple[str, Source]], on_bytes: Callable[[int], None]) -> None:
         files = list(files)
         self.changes += [f"put {key.rpartition('/')[2]}" for key, _ in files]
         super().put_files(files, on_bytes)
@@ -85,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def upload(store: ObjectStore, folder: Path, overwrite: bool = False) -> Dataset:
-    return store_dataset("small", folder, entries(folder), store, overwrite)
+    return store_dataset("small", folder_files(folder, entries(folder)), store, overwrite)
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -102,7 +96,7 @@ def assert_whole(store: ObservedStore, dataset: Dataset, folder: Path) -> None:
 
 def test_a_data_set_is_stored_under_its_digest_and_the_manifest_is_last(store: ObservedStore, files: Path) -> None:
     dataset = upload(store, files)
-    assert dataset.sha256 == dataset_sha256(entries(files))
+    assert dataset.sha256 == files_sha256(entries(files))
     assert dataset.uri == f"{store.uri}/datasets/small/{dataset.sha256}"
     assert_whole(store, dataset, files)
     assert store.changes[-1] == f"put {MANIFEST}"
@@ -146,12 +140,12 @@ def test_what_is_damaged_in_its_size_is_found_by_reading_it_back_and_sent_again(
     store.changes.clear()
     upload(store, files)
     assert store.changes == [], "to read all of it each time would cost what it saves"
-    store_dataset("small", files, entries(files), store, read_back=True)
+    store_dataset("small", folder_files(files, entries(files)), store, read_back=True)
     assert store.changes == [f"delete {MANIFEST}", f"put {TRAIN_IMAGES}", f"put {MANIFEST}"]
     assert_whole(store, dataset, files)
     assert f"{TRAIN_IMAGES} in the store is damaged: expected SHA-256" in caplog.text
     store.changes.clear()
-    store_dataset("small", files, entries(files), store, read_back=True)
+    store_dataset("small", folder_files(files, entries(files)), store, read_back=True)
     assert store.changes == []
 
 
@@ -200,7 +194,7 @@ def test_a_local_file_that_changed_leaves_the_data_set_without_a_manifest(
     changed = tmp_path / "changed"
     write_small_dataset(changed, 60, 20, seed=1)
     with pytest.raises(ObjectStoreError, match="is not what it should be"):
-        store_dataset("small", changed, told_of, store)
+        store_dataset("small", folder_files(changed, told_of), store)
     assert f"put {MANIFEST}" not in store.changes
     assert not any(found.complete for found in list_datasets(store))
 
@@ -209,7 +203,7 @@ def test_what_was_there_and_disappears_during_the_upload_is_noticed_before_the_m
     store: ObservedStore, files: Path
 ) -> None:
     class Sabotaged(ObservedStore):
-        def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+        def put_files(self, files: Iterable[tuple[str, Source]], on_bytes: Callable[[int], None]) -> None:
             super().put_files(files, on_bytes)
             next(self.folder.rglob(TEST_IMAGES)).unlink()
 
@@ -251,10 +245,10 @@ import logging, sys
 from pathlib import Path
 from infra.experiment_tracker import ExperimentTracker
 from infra.object_store import ObjectStore
-from tasks.training_program.dataset_files import file_entry
-from tasks.upload_dataset import store_dataset
+from infra.compute.runner.manifest import file_entry
+from tasks.datasets.stored import folder_files, store_dataset
 folder = Path(sys.argv[2])
-store_dataset("big", folder, map(file_entry, folder.iterdir()), ObjectStore(sys.argv[1]))
+store_dataset("big", folder_files(folder, map(file_entry, folder.iterdir())), ObjectStore(sys.argv[1]))
 """
 
 
@@ -274,7 +268,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 def test_an_upload_that_was_killed_is_completed_by_the_next(store: ObservedStore, tmp_path: Path) -> None:
     told_of = big_files(tmp_path / "big")
-    stored = store.folder / "datasets/big" / dataset_sha256(told_of)
+    stored = store.folder / "datasets/big" / files_sha256(told_of)
 
     def arrived() -> int:
         return len([path for path in stored.glob("*") if not path.name.startswith(".")])
@@ -288,7 +282,7 @@ def test_an_upload_that_was_killed_is_completed_by_the_next(store: ObservedStore
     assert not (stored / MANIFEST).exists()
     assert [dataset.complete for dataset in list_datasets(store)] == [False]
 
-    dataset = store_dataset("big", tmp_path / "big", told_of, store)
+    dataset = store_dataset("big", folder_files(tmp_path / "big", told_of), store)
     # A request that was under way at the kill may still have been completed by the server.
     assert 40 - there - 4 <= len(store.changes) - 1 <= 40 - there
     assert [(found.sha256, found.complete) for found in list_datasets(store)] == [(dataset.sha256, True)]
@@ -307,15 +301,15 @@ def test_a_server_that_dies_in_the_middle_of_parts_leaves_no_manifest_and_the_ne
             monkeypatch.setenv(name, value)
 
         class DyingStore(ObjectStore):
-            def put_files(self, files: Iterable[tuple[str, SourceFile]], on_bytes: Callable[[int], None]) -> None:
+            def put_files(self, files: Iterable[tuple[str, Source]], on_bytes: Callable[[int], None]) -> None:
                 super().put_files(files, lambda count: server.kill())
 
         with pytest.raises(ObjectStoreUnreachable):
-            store_dataset("large", folder, told_of, DyingStore("s3://bucket"))
+            store_dataset("large", folder_files(folder, told_of), DyingStore("s3://bucket"))
         server.start()
         store = ObjectStore("s3://bucket")
         assert store.sizes("datasets") == {}
-        dataset = store_dataset("large", folder, told_of, store)
+        dataset = store_dataset("large", folder_files(folder, told_of), store)
         assert store.get_bytes(f"datasets/large/{dataset.sha256}/{MANIFEST}") == manifest_bytes(told_of)
         assert store.get_bytes(f"datasets/large/{dataset.sha256}/large") == (folder / "large").read_bytes()
 

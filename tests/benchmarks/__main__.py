@@ -14,7 +14,7 @@ from pathlib import Path
 
 from infra.settings import load_settings
 from tasks.dataset_catalog import describe_dataset
-from tasks.download_dataset import obtain_dataset
+from tasks.datasets.obtain import obtain_dataset
 from tests.benchmarks import cluster, history, training, whole_pipeline
 from tests.benchmarks.rows import show
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tasks.training_program.dataset_files import file_entry, manifest_bytes
+from infra.compute.runner.manifest import file_entry, manifest_bytes
 from tests.s3_server import RCLONE, S3Server, s3_server
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,0 +1,191 @@
+"""The files under an address that fsspec can list: which there are, and their bytes as they stream."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import split_protocol, url_to_fs
+
+from infra.addresses import is_http, without_secrets
+from infra.errors import DatasetNotFound, DatasetUnavailable, PipelineError
+from infra.object_store import client_options
+from infra.store_failures import s3_code, told
+from infra.waiting import told_when_slow
+
+CHUNK_BYTES = 5 * 2**20
+_VERSIONS = ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created")
+"""What listings call the facts that change with a file's bytes."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file under an address: its name there, with folders; its own address; its size in bytes."""
+
+    name: str
+    uri: str
+    size: int
+    version: str | None
+    """What its server says that changes with the bytes; None: nothing."""
+    etag: str | None
+
+
+class RemoteFolder:
+    """The folder at `uri`, in any protocol of fsspec's but `file`; S3's keys come from `AWS_*`.
+
+    Each method raises `ObjectStoreError`, and of it `ObjectStoreUnreachable` where a later attempt may succeed; of a
+    web server `DatasetNotFound` and `DatasetUnavailable`.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        self._scheme = split_protocol(uri)[0] or ""
+        with self._errors_told("open it"):
+            options = _http_options() if is_http(uri) else client_options(self._scheme)
+            self._fs, self._root = url_to_fs(self.uri, **options)
+            if hasattr(self._fs, "call_s3"):
+                self._fs.retries = 1  # botocore retries already.
+
+    @property
+    def endpoint(self) -> str | None:
+        """The address of the S3 server, once there was reason to connect to it."""
+        client = getattr(self._fs, "_s3", None)
+        return None if client is None else str(client.meta.endpoint_url)
+
+    def files(self) -> list[RemoteFile]:
+        """Every file there, sorted by name; none if there is no such folder. Links of a web page count as files."""
+        with self._errors_told("list it"):
+            try:
+                found: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True, **_nothing_skipped(self._fs))
+            except FileNotFoundError as error:
+                if s3_code(error) == "NoSuchBucket":
+                    raise
+                return []
+            files = [self._file(path, facts) for path, facts in found.items() if facts["type"] == "file"]
+            return sorted(filter(None, files), key=lambda file: file.name)
+
+    def _file(self, path: str, facts: Mapping[str, Any]) -> RemoteFile | None:
+        name = path.removeprefix(self._root).removeprefix("/")
+        if is_http(self.uri):
+            if "?" in name or "#" in name:  # Links by which a listing is sorted.
+                return None
+            name = unquote(name)
+        if facts.get("size") is None:
+            facts = self._fs.info(path)
+        if not name or facts.get("size") is None:
+            what = "is a single file" if not name else f"says no size of {name}"
+            raise DatasetNotFound(
+                f"{without_secrets(self.uri)} {what}, and a data set is a folder of files of known size.\n"
+                "Name the folder, or download the files and name theirs."
+            )
+        etag = _etag(facts)
+        versions = [str(facts[key]) for key in _VERSIONS if facts.get(key)]
+        size = int(facts["size"])
+        version = " ".join((str(size), *versions)) if versions else None
+        return RemoteFile(name, self._fs.unstrip_protocol(path), size, version, etag)
+
+    def chunks(self, file: RemoteFile, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """The bytes of `file`; raises `DatasetUnavailable` if it turns out to have changed since it was listed."""
+        read = 0
+        attempt = f"read {file.name}"
+        with self._errors_told(attempt):
+            # No cache: what is read once, in order, needs no second copy in memory.
+            path = self._fs._strip_protocol(file.uri)
+            stream = self._fs.open(path, "rb", block_size=chunk_bytes, cache_type="none")
+        with stream:
+            etag = _etag(getattr(stream, "details", None) or {})
+            if file.etag and etag and etag != file.etag:
+                raise changed(without_secrets(file.uri))
+            while True:
+                with self._errors_told(attempt):
+                    chunk = stream.read(chunk_bytes)
+                if not chunk:
+                    break
+                read += len(chunk)
+                yield chunk
+        if read != file.size:
+            raise changed(without_secrets(file.uri))
+
+    @contextmanager
+    def _errors_told(self, attempt: str) -> Iterator[None]:
+        place = without_secrets(self.uri)
+        try:
+            with told_when_slow(place, attempt):
+                yield
+        except PipelineError:
+            raise
+        except Exception as error:
+            if type(error).__name__ == "FileExpired":  # s3fs's: the ETag is another than when the file was opened.
+                raise changed(place) from None
+            if is_http(self.uri):
+                kind = DatasetNotFound if isinstance(error, FileNotFoundError) else DatasetUnavailable
+                reason = "there is nothing" if isinstance(error, FileNotFoundError) else str(error)
+                raise kind(f"{place}: could not {attempt}: {reason or type(error).__name__}.") from None
+            if isinstance(error, (ValueError, ImportError)) and not hasattr(self, "_fs"):
+                raise DatasetNotFound(f"{place} cannot be opened: {error}") from None
+            found = told(error, attempt, self.uri, self.endpoint if hasattr(self, "_fs") else None, "the address")
+            if found is None:
+                raise
+            raise found from None
+
+
+@dataclass(frozen=True)
+class RemoteSource:
+    """A file of a remote folder and the SHA-256 that its bytes must have, to be sent to a store as they stream."""
+
+    folder: RemoteFolder
+    file: RemoteFile
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
+        """The bytes; raises `DatasetUnavailable` at their end if they were not the right ones."""
+        digest = hashlib.sha256()
+        for chunk in self.folder.chunks(self.file, max(chunk_bytes, 1)):
+            digest.update(chunk)
+            yield chunk
+        if digest.hexdigest() != self.sha256:
+            raise changed(without_secrets(self.file.uri))
+
+
+def changed(place: str) -> DatasetUnavailable:
+    """The error for a file that is not what it was a moment ago."""
+    return DatasetUnavailable(
+        f"{place} was changed while the data set was read, so nothing of it was kept.\n"
+        "Run again when nothing writes there any more."
+    )
+
+
+def _nothing_skipped(fs: AbstractFileSystem) -> dict[str, str]:
+    """What fsspec's own `find` must be told, or a folder that cannot be listed would be left out without a word."""
+    asked_by_folder = getattr(type(fs), "_find", AsyncFileSystem._find) is AsyncFileSystem._find
+    return {"on_error": "raise"} if asked_by_folder and type(fs).find is AbstractFileSystem.find else {}
+
+
+def _etag(facts: Mapping[str, Any]) -> str | None:
+    # Some servers put it between quotes when they are asked for the file, and not in a list.
+    return str(facts.get("ETag") or facts.get("etag") or "").strip('"') or None
+
+
+def sha256_of(chunks: Iterator[bytes], on_bytes: Callable[[int], None]) -> str:
+    """The SHA-256 of bytes as they stream; `on_bytes` is told how many came."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        on_bytes(len(chunk))
+    return digest.hexdigest()
+
+
+def _http_options() -> dict[str, Any]:
+    from aiohttp import ClientTimeout
+
+    # By default a file may take five minutes, however large it is.
+    timeout = ClientTimeout(total=None, sock_connect=15, sock_read=60)
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}, "skip_instance_cache": True}
