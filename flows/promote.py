@@ -26,6 +26,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
+from math import isfinite
 from typing import Any
 
 from infra.errors import ArgumentError, PipelineError, UsageError
@@ -85,15 +86,20 @@ def answer(asked: argparse.Namespace) -> ChampionReport:
 
 
 def _facts(version: Version) -> dict[str, Any]:
-    accuracy = version.tags.get("test_accuracy")
     return {
         "version": version.version,
         "run_id": version.run_id,
         "dataset": version.tags.get("dataset"),
-        "test_accuracy": float(accuracy) if accuracy else None,
+        "test_accuracy": _finite(version.tags.get("test_accuracy")),
+        "objective_metric": version.tags.get("objective_metric"),
+        "objective": _finite(version.tags.get("objective")),
         "gate_outcome": version.tags.get(OUTCOME),
         "decision": version.tags.get(DECISION),
     }
+
+
+def _finite(text: str | None) -> float | None:
+    return float(text) if text and isfinite(float(text)) else None
 
 
 def period(as_of: str) -> tuple[datetime, datetime]:
@@ -132,12 +138,20 @@ def summary(report: ChampionReport) -> str:
 
 def _table(versions: list[dict[str, Any]], champion: int | None) -> Iterator[str]:
     width = max(len("data set"), *(len(str(facts["dataset"])) for facts in versions))
-    yield f"  version  test accuracy  {'data set':<{width}}  decision"
-    for facts in versions:
+    measured = [_measured(facts) for facts in versions]
+    room = max(len("measured"), *map(len, measured))
+    yield f"  version  {'measured':<{room}}  {'data set':<{width}}  decision"
+    for facts, measure in zip(versions, measured, strict=True):
         mark = "*" if facts["version"] == champion else " "
-        accuracy = "unknown" if facts["test_accuracy"] is None else f"{facts['test_accuracy']:.4f}"
         decision = facts["decision"] or "none yet: its registration broke off, or goes on"
-        yield f"{mark} {facts['version']:>7}  {accuracy:>13}  {facts['dataset'] or 'unknown':<{width}}  {decision}"
+        yield f"{mark} {facts['version']:>7}  {measure:<{room}}  {facts['dataset'] or 'unknown':<{width}}  {decision}"
+
+
+def _measured(facts: dict[str, Any]) -> str:
+    """How good a version is, by the number that its program is judged by."""
+    if facts["test_accuracy"] is not None:
+        return f"test accuracy {facts['test_accuracy']:.4f}"
+    return "unknown" if facts["objective"] is None else f"{facts['objective_metric']} {facts['objective']:.4g}"
 
 
 def _named(number: int | None) -> str:

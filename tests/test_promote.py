@@ -93,13 +93,24 @@ def test_without_arguments_the_versions_are_listed(
     status, said, _ = command()
     assert status == 0
     header, *rows, last = said.splitlines()
-    assert header.split() == ["version", "test", "accuracy", "data", "set", "decision"]
-    assert rows[0].startswith("*       1         0.5000  mnist     Version 1 became champion: promoted by hand of ")
-    assert rows[1] == "        2         0.5000  mnist-5k  none yet: its registration broke off, or goes on"
+    assert header.split() == ["version", "measured", "data", "set", "decision"]
+    assert rows[0].startswith(
+        "*       1  test accuracy 0.5000  mnist     Version 1 became champion: promoted by hand of "
+    )
+    assert rows[1] == "        2  test accuracy 0.5000  mnist-5k  none yet: its registration broke off, or goes on"
     assert re.fullmatch(rf"Version 1 of {MODEL} is champion, since 20.* UTC. Previous champion: none", last)
     listed = json.loads(command("--json")[1])
     assert [facts["run_id"] for facts in listed["versions"]] == [first, second]
     assert listed["champion"] == 1
+    other = {"dataset_sha256": "some", "weights_sha256": "none", "objective_metric": "val_loss"}
+    for metrics in ({"objective": 0.25}, {"objective": float("nan")}, {}):
+        registry.add_version(registry.add_finished_run(registry.folder / "models" / "first", other, metrics))
+    rows = command()[1].splitlines()[3:6]
+    assert [row.split("unknown   none yet")[0].split() for row in rows] == [
+        ["3", "val_loss", "0.25"],
+        ["4", "unknown"],
+        ["5", "unknown"],
+    ]
 
 
 def test_it_is_no_flow_and_answers_on_stdout(registry: Registry) -> None:
