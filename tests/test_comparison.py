@@ -11,7 +11,17 @@ import pytest
 from scipy.stats import permutation_test  # type: ignore[import-untyped]
 
 from infra.errors import BadScores
-from tasks.registry.comparison import DRAWS, MCNEMAR, SIGN_FLIP, SIGN_FLIP_DRAWN, Group, compare, mcnemar, sign_flip
+from tasks.registry.comparison import (
+    DRAWS,
+    MCNEMAR,
+    SIGN_FLIP,
+    SIGN_FLIP_DRAWN,
+    Group,
+    _drawn_sums,
+    compare,
+    mcnemar,
+    sign_flip,
+)
 from tasks.registry.scores import read_scores
 
 MODELS = ("champion", "challenger")
@@ -59,6 +69,13 @@ def test_few_pairs_give_the_share_of_all_choices_of_signs_and_many_come_near_it(
         assert abs(better - exact) < 5 * (exact * (1 - exact) / DRAWS) ** 0.5 + 1 / DRAWS
         assert abs(better + worse - 1) <= 2 / DRAWS
         assert test == SIGN_FLIP_DRAWN
+
+
+def test_each_sign_is_drawn_as_often_as_the_other() -> None:
+    sums = _drawn_sums(np.ones(8))
+    # Of DRAWS sums of eight fair signs: the mean within three standard errors, and every sum that there is.
+    assert abs(sums.mean()) < 3 * (8 / DRAWS) ** 0.5
+    assert np.unique(sums).tolist() == [-8, -6, -4, -2, 0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("count", [3, 20, 21, 500])
