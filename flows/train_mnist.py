@@ -24,10 +24,9 @@ if __name__ == "__main__":
     infra.tracker_process.start()
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
@@ -36,7 +35,6 @@ from flows.preflight import announce, head_start, mirrors_of, preflight
 from flows.reporting import MnistReport, StepSeconds, publish_report
 from flows.run_log import carry_lines
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
-from infra.errors import DatasetCorrupted
 from infra.services import Services
 from infra.settings import load_settings
 from infra.tracker_process import TrackerProcess
@@ -51,6 +49,7 @@ from tasks.mnist_scores import compare_on_test_set
 from tasks.mnist_training import mnist_training, verify_test_accuracy
 from tasks.provision_compute import provision_compute
 from tasks.register_model import register_model
+from tasks.retrying import once_repaired
 from tasks.train_model import train_model
 from tasks.training import TrainingRequest
 from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
@@ -61,7 +60,6 @@ from tasks.upload_dataset import upload_dataset
 # the description alone.
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 ExperimentName = Annotated[str, Field(pattern=r"^\w[\w. -]{0,199}$")]
-T = TypeVar("T")
 LOGGER = logging.getLogger("flows.train_mnist")  # As a script and for a worker it has another name.
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -155,15 +153,6 @@ def train_mnist(
     if reminder := closing_reminder(dataset, files):
         LOGGER.warning(reminder)
     return publish_report(MnistReport, run, version, folder, seconds, services)
-
-
-def once_repaired(step: Callable[[], T], repair: Callable[[], object]) -> T:
-    """What `step` returns; should it refuse the data, done again after `repair`."""
-    try:
-        return step()
-    except DatasetCorrupted:
-        repair()
-        return step()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Which failures of a task are worth trying again."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from prefect.client.schemas.objects import State
 
@@ -17,6 +18,8 @@ from infra.errors import (
     TrainingFailed,
     UsageError,
 )
+
+T = TypeVar("T")
 
 FINAL = (
     UsageError,
@@ -44,3 +47,12 @@ def is_worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
     except Exception:
         return True
     return False
+
+
+def once_repaired(step: Callable[[], T], repair: Callable[[], object]) -> T:
+    """What `step` returns; should it refuse the data, done again after `repair`."""
+    try:
+        return step()
+    except DatasetCorrupted:
+        repair()
+        return step()

@@ -40,6 +40,8 @@ class Pipeline:
     environment: dict[str, str] = field(default_factory=dict)
     within: tuple[str, ...] = ()
     """A command that becomes the one that it is given, in other surroundings."""
+    module: str = "flows.train_mnist"
+    """The flow, a module that is a command."""
 
     def __post_init__(self) -> None:
         self.environment = {"PIPELINE_HOME": str(self.folder / "home"), **self.environment}
@@ -69,7 +71,7 @@ class Pipeline:
             *self.within,
             sys.executable,
             "-m",
-            "flows.train_mnist",
+            self.module,
             "--json",
             f"--output-dir={self.output_dir}",
             *flags,

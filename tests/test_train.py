@@ -1,0 +1,167 @@
+"""A program of a person's own through the whole flow, as the person starts it, on real parts."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.train import train
+from tests.pipeline import ROOT, Pipeline, descendants, still_running, wait_until
+
+COUNTER = ROOT / "tests" / "programs" / "counter"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Pipeline:
+    """A pipeline, with a copy of the counter and points for it beside each other."""
+    folder = tmp_path_factory.mktemp("train")
+    shutil.copytree(COUNTER, folder / "counter", ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([sys.executable, COUNTER / "points.py", folder / "points"], check=True)
+    return Pipeline(folder, {"PREFECT_API_URL": prefect_api}, module="flows.train")
+
+
+@pytest.fixture(scope="module")
+def flags(place: Pipeline) -> list[str]:
+    return [f"--program={place.folder / 'counter'}", f"--data={place.folder / 'points'}"]
+
+
+@pytest.fixture(scope="module")
+def outcome(place: Pipeline, flags: list[str]) -> dict[str, Any]:
+    return place.run(*flags, "--param", "epochs=3")
+
+
+def test_a_program_ends_as_a_version_with_its_files(place: Pipeline, outcome: dict[str, Any]) -> None:
+    assert (outcome["model_name"], outcome["model_version"], outcome["champion"]) == ("counter", 1, 1)
+    assert (outcome["dataset"], outcome["weights_sha256"], outcome["reused"]) == ("points", None, False)
+    assert 0.7 < outcome["metrics"]["val_accuracy"] < 0.9
+    assert "test_accuracy" not in outcome
+    with np.load(place.output_dir / "weights.npz") as model:
+        assert model["weights"].shape == (3,)
+    run = place.tracker.get_run(outcome["run_id"])
+    assert (run.status, run.params["epochs"], run.tags["continues"]) == ("FINISHED", "3", "exact")
+    client = mlflow.MlflowClient(place.settings.mlflow_tracking_uri)
+    assert [point.step for point in client.get_metric_history(run.run_id, "val_accuracy")] == [1, 2, 3]
+    source = {Path(file.path).name for file in client.list_artifacts(run.run_id, "source/program")}
+    assert source == {path.name for path in COUNTER.iterdir() if path.is_file()}
+    home = place.folder / "home"
+    for folder in ("runs", "scratch", "object-store/runs", "object-store/leases"):
+        assert not (home / folder).exists() or list((home / folder).iterdir()) == [], folder
+
+
+def test_the_same_again_trains_nothing(place: Pipeline, flags: list[str], outcome: dict[str, Any]) -> None:
+    again = place.run(*flags, "--param", "epochs=3")
+    assert again["reused"]
+    assert (again["run_id"], again["model_version"]) == (outcome["run_id"], 1)
+    assert "Nothing that was asked for has changed since run" in place.log
+
+
+def test_another_parameter_is_planned_told_trained_and_scored_against_the_champion(
+    place: Pipeline, flags: list[str], outcome: dict[str, Any]
+) -> None:
+    planned = place.run(*flags, "--param", "epochs=4", "--plan")
+    assert (planned["nearest_run"], planned["differences"]) == (outcome["run_id"], ["epochs 3 -> 4"])
+    assert planned["finished_run"] is None
+    other = place.run(*flags, "--param", "epochs=4")
+    assert other["training_key"] == planned["training_key"]
+    assert f"The nearest finished run is {outcome['run_id']}. Since then: epochs 3 -> 4\n" in place.log
+    assert (other["model_version"], other["decided"]) == (2, True)
+    assert "of 200 items" in other["champion_decision"]
+    assert place.run(*flags, "--param", "epochs=4", "--plan")["finished_run"] == other["run_id"]
+
+
+def test_a_killed_training_is_continued_to_the_same_weights(
+    place: Pipeline, flags: list[str], outcome: dict[str, Any]
+) -> None:
+    # A checkpoint counts when its folder has been quiet for a second.
+    slow = [*flags, "--param", "epochs=6", "--param", "seconds=1.6", "--model-name=killed"]
+    process = place.start(*slow)
+    place.wait_for_log("epoch 4 of 6", process)
+    started = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_until(lambda: still_running(started) == [], 60, "the end of all that was started")
+    (run,) = place.tracker.find_runs("counter", {}, status="RUNNING")
+    continued = place.run(*slow)
+    assert continued["run_id"] == run.run_id
+    assert f"Continuing run {run.run_id}" in place.log
+    assert "epoch 1 of 6" not in place.log
+    client = mlflow.MlflowClient(place.settings.mlflow_tracking_uri)
+    assert [point.step for point in client.get_metric_history(run.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    with np.load(place.output_dir / "weights.npz") as model:
+        weights = model["weights"]
+    undisturbed = place.run(*flags, "--param", "epochs=6", "--model-name=undisturbed")
+    assert undisturbed["metrics"] == continued["metrics"]
+    with np.load(place.output_dir / "weights.npz") as model:
+        assert (model["weights"] == weights).all()
+
+
+def test_from_python_the_report_shows_itself(
+    place: Pipeline, prefect_api: str, outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in place.environment.items():
+        monkeypatch.setenv(name, value)
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        report = train(
+            program=place.folder / "counter",
+            data=place.folder / "points",
+            parameters={"epochs": 3},
+            output_dir=place.folder / "from-python",
+        )
+    assert (report.run_id, report.reused) == (outcome["run_id"], True)
+    shown = report._repr_markdown_()
+    assert "# counter version 1" in shown
+    assert "data:image/svg+xml" in shown
+    assert (place.folder / "from-python" / "weights.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "edit", "status", "runs", "told"),
+    [
+        (["--param", "epochs=0"], None, 2, 0, "epochs"),
+        (["--param", "epoch=3"], None, 2, 0, "Did you mean epochs"),
+        (["--epochs", "3"], None, 2, 0, "What the script itself takes follows --"),
+        (["--entry", "no.py"], None, 2, 0, "no.py"),
+        (["--dataset-name", "a/b"], None, 2, 0, "cannot be the name of a data set"),
+        (["--gate-margin", "0.1"], None, 2, 0, "margin"),
+        (["--env", "NOT_SET_ANYWHERE"], None, 2, 0, "NOT_SET_ANYWHERE"),
+        ([], "x = (\n", 1, 0, "counter.py:1"),
+        ([], "import no_such_package\n", 1, 0, "no_such_package"),
+        ([], "import sys\nprint('one')\nsys.exit(3)\n", 1, 1, "exit status 3"),
+        ([], "raise ValueError('of the program')\n", 1, 1, "ValueError: of the program"),
+        ([], "print('done, and nothing saved')\n", 1, 1, "model"),
+    ],
+)
+def test_a_mistake_is_told_in_a_few_lines(
+    more: list[str], edit: str | None, status: int, runs: int, told: str, place: Pipeline, tmp_path: Path
+) -> None:
+    program = tmp_path / "counter"
+    shutil.copytree(COUNTER, program, ignore=shutil.ignore_patterns("__pycache__"))
+    if edit:
+        (program / "counter.py").write_text(edit)
+    before = len(place.tracker.find_runs("mistakes", {}))
+    place.run(
+        f"--program={program}", f"--data={place.folder / 'points'}", "--experiment=mistakes", *more, status=status
+    )
+    last_words = place.log.rpartition("\n\n")[2] if status == 1 else place.log
+    assert told in last_words, place.log
+    assert "Traceback" not in last_words
+    assert last_words.count("\n") < 12
+    assert list((place.folder / "home" / "scratch").iterdir()) == []
+    closed = place.tracker.find_runs("mistakes", {})
+    assert [run.status for run in closed] == ["FAILED"] * (before + runs)
+
+
+def test_a_script_takes_its_arguments_as_they_stand(place: Pipeline, flags: list[str]) -> None:
+    words = ["--data-folder", "{data_folder}", "--epochs", "2"]
+    done = place.run(*flags, "--entry=counter.py", "--model-name=script", "--", *words)
+    recorded = json.loads(place.tracker.get_run(done["run_id"]).tags["training"])
+    assert recorded["arguments"] == {"--entry": "counter.py", "arguments": words}
