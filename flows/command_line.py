@@ -21,10 +21,10 @@ from pydantic.fields import FieldInfo
 from flows.prefect_server import check_reachable
 from infra import terminal
 from infra.addresses import without_secrets
-from infra.errors import PipelineError, SettingsError, UsageError
+from infra.errors import PipelineError, UsageError
 from tasks.cancellation import UNREACHABLE, told_by_prefect
 
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
+DONE, FAILED = 0, 1
 STOPPED = "Stopped. Run the same command again: it continues where this one ended."
 
 
@@ -94,25 +94,14 @@ def run_parsed(act: Callable[[], Any], show: Any, given: argparse.Namespace, par
     terminal.run(partial(_run, act, show, given), STOPPED)
 
 
-def _refuse_a_folder_that_is_gone() -> None:
-    try:
-        Path.cwd()
-    except OSError as error:
-        # Prefect's temporary server would not start, and say so after two minutes.
-        raise SettingsError(
-            f"The current folder is gone, or may not be read ({error.strerror}).\nChange to another, and run again."
-        ) from error
-
-
 def _run(act: Callable[[], Any], show: Any, given: argparse.Namespace) -> int:
     try:
-        _refuse_a_folder_that_is_gone()
         outcome = act()
     except PipelineError as error:
         if given.debug or terminal.was_told():
             raise
         terminal.say(f"\n{type(error).__name__}: {error}\n")
-        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+        return terminal.WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except Exception as error:
         if given.debug or terminal.was_told():
             raise

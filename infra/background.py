@@ -7,6 +7,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+NAME = "in the background"
+
 
 def in_background(call: Callable[[], T]) -> Future[T]:
     """Begin `call`, which ends with this process at the latest. A pool's threads hold a process up until they end."""
@@ -18,5 +20,5 @@ def in_background(call: Callable[[], T]) -> Future[T]:
         except BaseException as error:
             outcome.set_exception(error)
 
-    Thread(target=run, daemon=True).start()
+    Thread(target=run, name=NAME, daemon=True).start()
     return outcome

@@ -18,6 +18,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 """Ctrl-C, what `kill` sends, Ctrl-\\, and a terminal that was closed."""
 
 STOPPED = "Stopped. Run the same command again."
+WRONG_USAGE = 2
+"""The exit status of a command that can do nothing as it was started."""
+
 SECONDS_TO_END = 2.0
 """For threads and libraries to end, after `main` has."""
 
@@ -48,6 +51,14 @@ def attach() -> None:
             setattr(sys, stream, os.fdopen(os.open(os.devnull, flags), mode))
             closed.add(stream)
     _react(_end_at_once)
+    try:
+        os.getcwd(), os.stat("./.")  # noqa: PTH109, PTH116
+    except OSError as error:
+        # Prefect, which looks for a file there while it is imported, would show where it was.
+        say(
+            f"The current folder is gone, or may not be entered ({error.strerror}).\nChange to another and run again.\n"
+        )
+        sys.exit(WRONG_USAGE)
 
 
 def run(main: Callable[[], int], said: str = STOPPED) -> NoReturn:

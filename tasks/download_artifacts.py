@@ -92,12 +92,15 @@ def check_output_dir(folder: Path, new: Set[str] = frozenset()) -> None:
 
     A download lists its files beside them. One without a list may have those in `new`, if they are known already.
     """
-    place = next(one for one in folder.absolute().parents if one.exists())
+    # Not Path.exists, which raises where it may not look: the folder that forbids it is then the one to name.
+    place = next(one for one in folder.absolute().parents if os.path.exists(one))  # noqa: PTH110
     if not os.access(place, os.W_OK | os.X_OK):
         raise ArgumentError(
             f"The output folder {folder} cannot be made: nothing may be written to {place}.\n"
             "Name another with --output-dir."
         )
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise ArgumentError(f"The output folder {folder} may not be read.\nName another with --output-dir.")
     found = names(folder) if folder.is_dir() else set()
     if not found and (folder.is_dir() or not os.path.lexists(folder)):
         return

@@ -36,6 +36,12 @@ def need(*names: str) -> None:
         pytest.skip(_LEFT_OUT + ", ".join(missing))
 
 
+def held_to_modes() -> list[str]:
+    """Begins a command that files' modes hold to what they say, started by root as well. It needs setpriv."""
+    rights = "-dac_override,-dac_read_search"
+    return ["setpriv", "--bounding-set", rights, "--inh-caps", rights] if os.geteuid() == 0 else []
+
+
 def closing_line(reasons: Iterable[str]) -> str:
     """How many tests `need` left out, for want of what, and what brings it; empty if there are none.
 

@@ -13,6 +13,7 @@ import pytest
 from flows.command_line import options_model, parse, parser_of
 from flows.train_mnist import train_mnist
 from tasks.training_program.hyperparameters import Hyperparameters
+from tests.programs import held_to_modes
 
 ROOT = Path(__file__).parent.parent
 GROUPS = {"hyperparameters": "Hyperparameters", "cluster": "ClusterOptions"}
@@ -155,4 +156,21 @@ def test_a_current_folder_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
     environment = {**os.environ, "PIPELINE_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, cwd=gone, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
-    assert "The current folder is gone" in done.stderr
+    assert done.stderr.startswith("The current folder is gone")
+
+
+@pytest.mark.needs("setpriv")
+@pytest.mark.parametrize("command", ["train_mnist.py", "promote.py", "doctor.py"])
+def test_a_current_folder_that_may_not_be_entered_is_told_at_once(command: str, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    done = subprocess.run(
+        [*held_to_modes(), sys.executable, str(ROOT / "flows" / command)],
+        cwd=closed,
+        env={**os.environ, "PIPELINE_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = "The current folder is gone, or may not be entered (Permission denied).\nChange to another and run again.\n"
+    assert (done.returncode, done.stderr) == (2, told)

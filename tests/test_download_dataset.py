@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from prefect.states import Failed
 
+from infra.background import NAME
 from infra.errors import (
     ArgumentError,
     DatasetCorrupted,
@@ -179,7 +180,6 @@ def test_who_is_told_to_stop_waits_for_no_mirror(
     for name in FILE_NAMES:
         server.behaviour[name] = Behaviour(**behaviour)
     settings = settings_for(server.address, second.address)
-    before = set(threading.enumerate())
 
     def told_in_the_middle() -> float:
         wait_until(lambda: len(server.requests) == 4 and len(kept_paths(settings)) == written)
@@ -194,7 +194,7 @@ def test_who_is_told_to_stop_waits_for_no_mirror(
     # What is answered late begins nothing, for by then another process may be at work on these files.
     unfinished = set(kept(settings))
     server.resume.set()
-    wait_until(lambda: set(threading.enumerate()) <= before)
+    wait_until(lambda: all(thread.name != NAME for thread in threading.enumerate()))
     assert set(kept(settings)) == unfinished
     assert second.requests == []
 

@@ -12,6 +12,7 @@ from tasks.download_artifacts import check_output_dir
 from tasks.saved_model import MODEL_FILES, holds_exactly
 from tasks.training_program.dataset_files import FileEntry, bytes_entry, manifest_bytes
 from tests.pipeline import ROOT
+from tests.programs import held_to_modes
 
 FILES = {"MLmodel": b"flavors", "data/model.keras": b"weights"}
 
@@ -107,3 +108,19 @@ def test_a_place_that_nothing_may_be_written_to_is_refused_ahead(tmp_path: Path)
         command = ["unshare", "--mount", "sh", "-c", read_only, str(place), *command]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert f"ArgumentError: The output folder {place}/new/model cannot be made" in done.stderr
+
+
+@pytest.mark.needs("setpriv")
+def test_a_place_that_may_not_be_looked_at_is_refused_ahead(tmp_path: Path) -> None:
+    (tmp_path / "closed" / "inside").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    check = "import sys; from tasks.download_artifacts import *; check_output_dir(Path(sys.argv[1]))"
+    for folder, told in (
+        ("closed/inside/model", f"may be written to {tmp_path}/closed."),
+        ("closed", "may not be read"),
+    ):
+        command = [*held_to_modes(), sys.executable, "-c", check, str(tmp_path / folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert f"ArgumentError: The output folder {tmp_path}/{folder}" in done.stderr
+        assert told in done.stderr
+    (tmp_path / "closed").chmod(0o700)
