@@ -17,7 +17,7 @@ import pytest
 
 from tests.pipeline import QUICK, descendants, still_running, wait_until
 from tests.s3_server import free_port
-from tests.stack import LONG, POLL_SECONDS, ROOT, SECONDS_TO_STOP, SMALL, Channel, Stack
+from tests.stack import ENDED, LONG, POLL_SECONDS, ROOT, SECONDS_TO_STOP, SMALL, Channel, Stack
 
 # The first of them waits for the stack as well.
 pytestmark = pytest.mark.timeout(900)
@@ -207,19 +207,20 @@ def test_a_schedule_that_is_due_fires_and_a_night_without_changes_trains_nothing
 
     try:
         wait_until(is_due, 200, "the scheduler to make a run", POLL_SECONDS)
-        run = runs[0]
-        assert stack.wait_for(run["id"])["state_name"] == "Completed", stack.flow_log(run["id"])
-        stack.wait_for_log(run["id"], "nothing is trained", 60)
+        run_id = runs[0]["id"]
+        stack.wait_for(run_id, "RUNNING", *ENDED)
     finally:
+        # The ticks behind it go with the schedule; one that the worker has taken up by then is refused the only slot.
         (made,) = created.json()
         stack.api("DELETE", f"/deployments/{nightly['id']}/schedules/{made['id']}")
-        # A tick that the worker has taken up by then holds the only slot, and has its run.
-        wait_until(
-            lambda: stack.deployment("nightly")["global_concurrency_limit"]["active_slots"] == 0,
-            120,
-            "the last tick to end",
-            POLL_SECONDS,
-        )
+    assert stack.wait_for(run_id)["state_name"] == "Completed", stack.flow_log(run_id)
+    stack.wait_for_log(run_id, "nothing is trained", 60)
+    wait_until(
+        lambda: stack.deployment("nightly")["global_concurrency_limit"]["active_slots"] == 0,
+        120,
+        "the slot to be free",
+        POLL_SECONDS,
+    )
 
 
 @pytest.mark.usefixtures("side_by_side")
@@ -284,7 +285,7 @@ def test_killed_flow_processes_are_closed_on_both_sides_and_the_channel_is_told(
     stack.wait_until_up()
 
 
-DISTURBED = {"epochs": 200, "seed": 5}
+DISTURBED = {"epochs": 120, "seed": 5}
 """A training that takes long enough to be disturbed, and ends."""
 
 
@@ -292,7 +293,7 @@ DISTURBED = {"epochs": 200, "seed": 5}
 def survivor(stack: Stack) -> str:
     """A flow run in the middle of whose training the worker, the servers, the store and the databases were killed."""
     run_id = stack.submit(hyperparameters=DISTURBED)
-    stack.wait_for_log(run_id, r"epoch 3/200")
+    stack.wait_for_log(run_id, r"epoch 3/120")
     for part in ("worker", "prefect", "mlflow", "store", "postgres"):
         stack.part(part).kill()
     stack.wait_for(run_id, limit_seconds=300)
@@ -313,7 +314,7 @@ def test_a_restart_in_the_middle_of_a_training_changes_nothing(stack: Stack, sur
     before = what_is_there(stack)
     # In another experiment, where nobody has trained this: what the survivor found is what it must find.
     run_id = stack.submit(hyperparameters=DISTURBED, experiment="interrupted")
-    stack.wait_for_log(run_id, r"epoch 3/200")
+    stack.wait_for_log(run_id, r"epoch 3/120")
     assert stack.process
     processes = descendants(stack.process.pid)
     before_the_end = len(stack.log)

@@ -15,7 +15,8 @@ from tests.torture.faults import FAULTS
 SEED = int(os.environ.get("TORTURE_SEED", "0"))
 """Draws where the kills fall: `TORTURE_SEED=7 make test` makes another selection."""
 
-KILLS = 8
+KILLS = 4
+"""A few of the points of a run: `make torture` falls upon all of them."""
 
 SELECTED = ("stopped", "two_at_once")
 """SIGTERM is in test_train_mnist.py, a store that is full or away in test_upload_dataset.py."""
@@ -28,11 +29,11 @@ Disturbances = tuple[Future[list[Case]], dict[str, Future[Case]]]
 def disturbances(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Iterator[Disturbances]:
     """The kills, and beside them, for they leave a core idle, an undisturbed run and the faults."""
     chain = plan(random.Random(SEED), KILLS, [])
-    drawn = {"seed": SEED, "moments": 4}
+    drawn = {"seed": SEED, "moments": 2}
     with bench(tmp_path_factory.mktemp("torture"), prefect_api, **drawn) as made, ThreadPoolExecutor(2) as pool:
         kills = pool.submit(run_chain, made, chain)
         pool.submit(lambda: made.reference)
-        yield kills, {name: pool.submit(FAULTS[name], made, 5) for name in SELECTED}
+        yield kills, {name: pool.submit(FAULTS[name], made, 3) for name in SELECTED}
 
 
 @pytest.mark.parametrize("name", SELECTED)

@@ -462,7 +462,7 @@ def reach(attempt: Attempt, point: Point, delay: float) -> Point | None:
     deadline = time.monotonic() + 300
     while not attempt.is_over and not (reached := [one for one in later if one.is_reached(attempt)]):
         assert time.monotonic() < deadline, f"waited 300 s for {point}\n{attempt.written}"
-        time.sleep(0.003)
+        time.sleep(0.01)
     if not attempt.is_over:
         # The delay is drawn, as the point is: it says at which moment the fault falls.
         with contextlib.suppress(subprocess.TimeoutExpired):
