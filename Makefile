@@ -18,6 +18,7 @@ STAMP := .venv/.complete-$(shell cat $(LOCKS) | cksum | tr -c '0-9\n' '-')
 EXTRAS := --extra dev --extra stack --extra ray
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: train stack test check torture bench clean lock
 
@@ -28,7 +29,7 @@ stack: $(STAMP)
 	@exec $(BIN)/python -m infra.stack
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

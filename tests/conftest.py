@@ -5,8 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from infra.lock import hold
 from infra.settings import environment_unchanged
 from tasks.training_program.dataset_files import FILE_NAMES
 from tests import reaper
 from tests.http_server import HttpServer, serving
-from tests.pipeline import Pipeline
+from tests.pipeline import Pipeline, wait_until
 from tests.programs import closing_line, need
 from tests.small_dataset import write_catalog, write_small_dataset
 from tests.stack import Channel, Stack
@@ -45,6 +46,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 STACK = ("test_browser.py", "test_stack.py")
 """The files whose tests share a stack."""
 
+LONGEST = (
+    *STACK,
+    "test_ray_cluster.py",
+    "test_train_mnist.py",
+    "test_ray_launcher.py",
+    "test_torture.py",
+    "test_training_program.py",
+    "test_register_model.py",
+)
+"""The files that take minutes, the longest first, so that no worker begins one when the others are done."""
+
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]
     """A worker takes whole files, for their tests share what they start; one takes all that use the stack."""
@@ -59,9 +71,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     return ByFile(config, log)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, for tests wait for servers and clusters, but no more than there is work for."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The stack's first: they take longest."""
-    items.sort(key=lambda item: item.path.name not in STACK)
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the stack with the last test that may use it: else its servers would be busy until the last test of all."""
+    if item.path.name in STACK and (nextitem is None or nextitem.path.name not in STACK):
+        running = getattr(item, "funcargs", {}).get("stack")
+        if isinstance(running, Stack):
+            running.stop(signal.SIGHUP)
 
 
 @pytest.hookimpl(tryfirst=True)  # Before the fixtures, which may start what the test then does not use.
@@ -97,39 +123,40 @@ def environment_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Prefect home that no person uses."""
-    return tmp_path_factory.mktemp("prefect-home")
+    """A Prefect home that no person uses; all workers share it, and its server."""
+    of_worker = tmp_path_factory.getbasetemp()
+    home = (of_worker.parent if "PYTEST_XDIST_WORKER" in os.environ else of_worker) / "prefect-home"
+    home.mkdir(exist_ok=True)
+    return home
 
 
 @pytest.fixture(scope="session")
-def prefect_api(prefect_home: Path) -> Iterator[str]:
-    """The address of a real Prefect server's API, up for the whole session."""
+def prefect_api(prefect_home: Path) -> str:
+    """The address of a real Prefect server's API, up for the whole session: it ends with the run (see the reaper)."""
+    address = prefect_home / "address.txt"
+    with hold(prefect_home / "start.lock", on_wait=lambda holder: None):
+        if not address.exists():
+            address.write_text(start_prefect(prefect_home))
+    return address.read_text()
+
+
+def start_prefect(home: Path) -> str:
+    """Start a server in this home; its API's address, once it answers."""
     port = free_port()
-    log = (prefect_home / "server.log").open("wb")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)]
-    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
-    server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     url = f"http://127.0.0.1:{port}/api"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            assert server.poll() is None, (prefect_home / "server.log").read_text()
-            assert time.monotonic() < deadline, "the Prefect server did not answer within 120 s"
-            time.sleep(0.2)
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-        log.close()
+    with (home / "server.log").open("wb") as log:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)]
+        environment = {**os.environ, "PREFECT_HOME": str(home)}
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def answers() -> bool:
+        assert server.poll() is None, (home / "server.log").read_text()
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"{url}/health").status_code == 200
+        return False
+
+    wait_until(answers, 120, "the Prefect server's answer", 0.2)
+    return url
 
 
 @dataclass(frozen=True)
