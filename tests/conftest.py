@@ -39,8 +39,11 @@ os.environ |= {
 if "PYTEST_XDIST_WORKER" not in os.environ:  # A worker is one of the processes that are watched.
     reaper.watch()
 
-# A shell lets what it starts in the background ignore Ctrl-C, and every flow of a test would inherit that.
+# A shell lets what it starts in the background ignore Ctrl-C and Ctrl-\, `nohup` the end of the terminal, and every
+# process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
 
 
 STACK = ("test_browser.py", "test_stack.py")
