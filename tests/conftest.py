@@ -18,12 +18,12 @@ from xdist.scheduler import LoadFileScheduling
 from infra.lock import hold
 from infra.settings import environment_unchanged
 from tasks.training_program.dataset_files import FILE_NAMES
-from tests import reaper
+from tests import reaper, tiers
 from tests.http_server import HttpServer, serving
 from tests.pipeline import Pipeline, wait_until
-from tests.programs import closing_line, need
 from tests.small_dataset import write_catalog, write_small_dataset
 from tests.stack import Channel, Stack
+from tests.system_programs import closing_line, need
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +55,7 @@ LONGEST = (
     "test_train_mnist.py",
     "test_ray_launcher.py",
     "test_torture.py",
+    "test_train.py",
     "test_training_program.py",
     "test_register_model.py",
 )
@@ -82,6 +83,12 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with tiers.kept_to(item.get_closest_marker("slow") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(trylast=True)

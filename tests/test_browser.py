@@ -9,11 +9,11 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.http_server import Behaviour, serving
 from tests.pipeline import descendants, still_running, wait_until
-from tests.programs import find_program
 from tests.stack import POLL_SECONDS, SMALL, Stack
+from tests.system_programs import find_program
 
 # The first of them waits for the stack as well, and all for a machine that may be busy.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.needs("chromium")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.needs("chromium")]
 
 # Chromium's own services look for news of themselves.
 ARGUMENTS = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]

@@ -13,7 +13,7 @@ import pytest
 from flows.command_line import options_model, parse, parser_of
 from flows.train_mnist import train_mnist
 from tasks.training_program.hyperparameters import Hyperparameters
-from tests.programs import held_to_modes
+from tests.system_programs import held_to_modes
 
 ROOT = Path(__file__).parent.parent
 GROUPS = {"hyperparameters": "Hyperparameters", "cluster": "ClusterOptions"}
@@ -99,6 +99,7 @@ def test_a_wrong_flag_is_refused_with_status_2(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -112,6 +113,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(flags: list[str], to
     check_refused(flags, told, tmp_path, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
@@ -125,6 +127,7 @@ def test_wrong_settings_are_refused_with_status_2(variable: str, value: str, tol
     check_refused([], told, tmp_path, 2, **environment)
 
 
+@pytest.mark.slow
 def test_an_mlflow_server_that_is_not_there_is_told_at_once(tmp_path: Path, prefect_api: str) -> None:
     url = "http://127.0.0.1:9"
     check_refused([], url, tmp_path, 1, MLFLOW_TRACKING_URI=url, PREFECT_API_URL=prefect_api)
@@ -148,6 +151,7 @@ def check_refused(flags: list[str], told: str, home: Path, status: int, **enviro
     assert not (home / "home" / "datasets").exists()
 
 
+@pytest.mark.slow
 def test_a_current_folder_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
     code = "import os, runpy, sys; os.rmdir(os.getcwd()); runpy.run_path(sys.argv.pop(), None, '__main__')"
     gone = tmp_path / "gone"

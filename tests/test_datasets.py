@@ -53,7 +53,7 @@ def bucket(server: S3Server, request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def services(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Services:
     """With a store in a folder, and on a real S3 server."""
     store = f"s3://{request.getfixturevalue('bucket')}/a store" if request.param == "s3" else str(tmp_path / "a store")
@@ -384,6 +384,7 @@ def test_a_folder_stays_in_place_and_its_manifest_says_where(services: Services,
         bring_to_store(resolve("mnist", services), services, in_place=True)
 
 
+@pytest.mark.slow
 def test_what_lies_at_an_address_comes_to_the_store_and_is_read_once(
     services: Services, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +430,7 @@ def test_what_lies_at_an_address_comes_to_the_store_and_is_read_once(
     }
 
 
+@pytest.mark.slow
 def test_a_file_at_an_address_that_changes_after_it_was_read_leaves_nothing(
     services: Services, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,6 +453,7 @@ def test_a_file_at_an_address_that_changes_after_it_was_read_leaves_nothing(
     assert [key for key in services.store.sizes("datasets") if key.endswith(("/a", MANIFEST))] == []
 
 
+@pytest.mark.slow
 def test_an_address_with_nothing_to_take_is_refused(local: Services, server: S3Server) -> None:
     server.make_bucket("nearly-empty")
     write(server.folder / "nearly-empty", {"one/file": b"1", "twice/A": b"1", "twice/a": b"2"})

@@ -8,6 +8,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from flows.doctor import examine
 from infra.lease import Claims, claimant, hold_lease
 from infra.lock import hold
@@ -27,6 +29,7 @@ def doctor(pipeline: Pipeline, *flags: str) -> str:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_found_and_closed_and_its_checkpoints_are_kept(fresh_pipeline: Pipeline) -> None:
     flags = (*QUICK, "--epochs=300")
     process = fresh_pipeline.start(*flags)

@@ -18,6 +18,8 @@ from infra.settings import set_variables
 from tests.pipeline import ROOT, wait_until
 from tests.wheels import Wheels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lock(tmp_path: Path) -> str:

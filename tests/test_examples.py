@@ -12,6 +12,8 @@ import pytest
 from tests.mlflow_server import MlflowServer
 from tests.pipeline import ROOT, wait_until
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples"
 COUNTER = ROOT / "tests" / "programs" / "counter"
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.launched import ENVIRONMENT, Ended, Launched
 
+pytestmark = pytest.mark.slow
+
 
 def numbered(ended: Ended) -> list[tuple[int, int]]:
     return [(each["fit"], each["epoch"]) for each in ended.of("epoch")]

@@ -15,6 +15,8 @@ from infra.stack import postgres
 from tests.pipeline import ROOT
 from tests.stack import POSTGRES_OF_WHEEL
 
+pytestmark = pytest.mark.slow
+
 OF_EVERY_MACHINE = "awk cat chmod cksum cp cut echo env expr git grep head id ln ls make mkdir mktemp mount mv nice"
 OF_EVERY_MACHINE += " ps readlink rm sed setpriv sh sleep sort tail test touch tr true umount uname unshare wc xargs"
 

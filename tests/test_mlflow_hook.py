@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import mlflow
+import pytest
 
 from tests.launched import Launched
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import mlflow, os, numpy as np

@@ -12,6 +12,8 @@ import pytest
 
 from infra.compute.ray_cluster import LOCKS, NODE_PROGRAM
 
+pytestmark = pytest.mark.slow
+
 # Jinja2 needs MarkupSafe, which nobody names.
 REQUIREMENTS = [f"{name}=={version(name)}" for name in ("fsspec", "jinja2")]
 

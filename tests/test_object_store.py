@@ -47,7 +47,7 @@ def bucket(server: S3Server, request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "folder":
         return ObjectStore((tmp_path / "a store").as_uri())
@@ -274,6 +274,7 @@ def assert_tells_no_secret(error: BaseException) -> None:
         assert secret not in whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "value"), [("AWS_SECRET_ACCESS_KEY", "wrong-secret"), ("AWS_ACCESS_KEY_ID", "wrong-key-id")]
 )
@@ -299,6 +300,7 @@ def test_a_wrong_key_is_told_with_its_variable_and_without_the_key(
         assert_tells_no_secret(told.value)
 
 
+@pytest.mark.slow
 def test_missing_keys_are_told(server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -306,6 +308,7 @@ def test_missing_keys_are_told(server: S3Server, bucket: str, monkeypatch: pytes
         ObjectStore(f"s3://{bucket}/p").get_bytes("a")
 
 
+@pytest.mark.slow
 def test_a_missing_bucket_is_told_and_not_created(server: S3Server) -> None:
     store = ObjectStore("s3://no-such-bucket/p")
     with pytest.raises(ObjectStoreError, match=r"(?s)there is no bucket no-such-bucket.*OBJECT_STORE_URI") as told:
@@ -318,6 +321,7 @@ def test_a_missing_bucket_is_told_and_not_created(server: S3Server) -> None:
     assert not (server.folder / "no-such-bucket").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
     [
@@ -338,12 +342,14 @@ def test_a_server_that_cannot_be_reached_is_told_with_its_address(
     assert_tells_no_secret(told.value)
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_no_address_is_told(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "not an address")
     with pytest.raises(ObjectStoreError, match="AWS_ENDPOINT_URL is not the address of a server"):
         ObjectStore("s3://bucket/p").get_bytes("a")
 
 
+@pytest.mark.slow
 def test_a_connection_that_closes_without_an_answer_is_unreachable(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +369,7 @@ def test_a_connection_that_closes_without_an_answer_is_unreachable(
         listener.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.slow
 def test_an_upload_in_parts_that_was_killed_counts_for_nothing_and_is_freed(bucket: str) -> None:
     store = ObjectStore(f"s3://{bucket}/p")
     store._backend._fs.call_s3("create_multipart_upload", Bucket=bucket, Key="p/a")  # type: ignore[union-attr]
@@ -373,6 +380,7 @@ def test_an_upload_in_parts_that_was_killed_counts_for_nothing_and_is_freed(buck
     assert unfinished_uploads(store) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_of_parts_is_told_and_the_next_attempt_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +398,7 @@ def test_a_server_that_dies_in_the_middle_of_parts_is_told_and_the_next_attempt_
         assert store.get_bytes("file") == file.path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back_at_once_is_no_more_than_a_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +418,7 @@ def test_a_server_that_dies_and_comes_back_at_once_is_no_more_than_a_pause(
         assert ObjectStore("s3://bucket").sizes("p") == {str(n): MIB for n in range(40)}
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_told_within_a_minute(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

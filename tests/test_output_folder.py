@@ -12,7 +12,7 @@ from tasks.download_artifacts import check_output_dir
 from tasks.saved_model import MODEL_FILES, holds_exactly
 from tasks.training_program.dataset_files import FileEntry, bytes_entry, manifest_bytes
 from tests.pipeline import ROOT
-from tests.programs import held_to_modes
+from tests.system_programs import held_to_modes
 
 FILES = {"MLmodel": b"flavors", "data/model.keras": b"weights"}
 

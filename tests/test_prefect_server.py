@@ -29,6 +29,7 @@ def answering(status: int, body: bytes = b"") -> Iterator[str]:
         yield f"{server.address}api"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_there_will_do(prefect_api: str) -> None:
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         check_reachable()

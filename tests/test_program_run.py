@@ -84,6 +84,7 @@ def test_without_last_words_there_is_a_reason_too(body: str, told: str, machine:
         list(ProgramRun(machine, Job(program(tmp_path, body), ("train",))).lines())
 
 
+@pytest.mark.slow
 def test_the_cause_of_a_run_whose_data_are_refused_is_the_reason(machine: LocalProcess, tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_small_dataset(data)

@@ -113,6 +113,7 @@ def test_without_arguments_the_versions_are_listed(
     ]
 
 
+@pytest.mark.slow
 def test_it_is_no_flow_and_answers_on_stdout(registry: Registry) -> None:
     add_version(registry, "first")
     code = "import sys, flows.promote; print({'prefect', 'tensorflow', 'ray'} & set(sys.modules))"

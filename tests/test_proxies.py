@@ -64,6 +64,7 @@ print("mirror", Path(sys.argv[1]).read_bytes())
 """
 
 
+@pytest.mark.slow
 def test_no_service_on_loopback_is_asked_through_a_proxy(tmp_path: Path, prefect_api: str, proxy: HttpServer) -> None:
     mlflow = MlflowServer(tmp_path / "mlflow")
     with s3_server(tmp_path / "s3", "bucket") as store, serving({"file": b"the file"}) as mirror:

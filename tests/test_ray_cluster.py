@@ -30,7 +30,7 @@ from tests.s3_server import KEY_ID, SECRET
 from tests.small_dataset import entries
 
 # Each start of a program costs seconds of a core, and a test here starts up to ten.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TOY = """
     import json, os, sys, time

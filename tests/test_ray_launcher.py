@@ -30,12 +30,12 @@ from infra.settings import Settings, load_settings
 from tasks.mnist_training import REQUIREMENTS
 from tests.http_server import serving
 from tests.pipeline import ROOT, wait_until
-from tests.programs import need
 from tests.s3_server import SECRET, s3_server
 from tests.ssh_machine import PROGRAMS, SshMachine, ssh_machine
+from tests.system_programs import need
 
 # A launch takes a quarter of a minute on an idle machine, and so does `ray down`.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 READY_FILE = ROOT / "infra" / "ray-cluster.yaml"
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.pipeline import signal_group, still_running, wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 TESTS = """

@@ -16,6 +16,8 @@ from tasks.training_program.dataset_files import TEST_IMAGES, TEST_LABELS
 from tests.registry import MODEL, Interrupting, Registry
 from tests.small_dataset import entries, write_small_dataset
 
+pytestmark = pytest.mark.slow
+
 BETTER, NOT_WORSE = GateRules("better", RECALL_FLOOR), GateRules("not-worse", RECALL_FLOOR)
 
 

@@ -13,6 +13,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.run_log import carry_lines
 
+pytestmark = pytest.mark.slow
+
 LINES = logging.getLogger("tasks.some_step")
 
 

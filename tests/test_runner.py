@@ -18,6 +18,8 @@ from tests.mlflow_server import MlflowServer
 from tests.pipeline import descendants, still_running, wait_until
 from tests.runner_stage import Stage, last_words
 
+pytestmark = pytest.mark.slow
+
 SAVES = """
 import os, pathlib
 outputs = pathlib.Path(os.environ["OUTPUTS_FOLDER"])

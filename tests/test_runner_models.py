@@ -15,6 +15,8 @@ from infra.compute.runner.keras_process import KerasProcess
 from tests.pipeline import wait_until
 from tests.runner_stage import Stage
 
+pytestmark = pytest.mark.slow
+
 MAKE_MODELS = """
 import sys, pathlib, keras, numpy as np
 folder = pathlib.Path(sys.argv[1])

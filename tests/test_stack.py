@@ -20,7 +20,7 @@ from tests.s3_server import free_port
 from tests.stack import ENDED, LONG, POLL_SECONDS, ROOT, SECONDS_TO_STOP, SMALL, Channel, Stack
 
 # The first of them waits for the stack as well.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def cancel(stack: Stack, run_id: str) -> None:

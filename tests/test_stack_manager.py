@@ -22,7 +22,7 @@ from infra.stack.parts import all_parts, prepare
 from tests.pipeline import descendants, still_running, wait_until
 from tests.stack import ROOT, SECONDS_TO_STOP, Stack
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 
 @contextmanager

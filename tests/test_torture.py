@@ -12,6 +12,8 @@ from tests.torture.__main__ import Tally, run_all
 from tests.torture.cases import Bench, Case, bench, plan, run_chain
 from tests.torture.faults import FAULTS
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("TORTURE_SEED", "0"))
 """Draws where the kills fall: `TORTURE_SEED=7 make test` makes another selection."""
 

@@ -20,6 +20,8 @@ from infra.tracker_process import TrackerProcess
 from tests.http_server import Behaviour, HttpServer, serving
 from tests.pipeline import ROOT, still_running, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:

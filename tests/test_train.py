@@ -17,6 +17,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.train import train
 from tests.pipeline import ROOT, Pipeline, descendants, still_running, wait_until
 
+pytestmark = pytest.mark.slow
+
 COUNTER = ROOT / "tests" / "programs" / "counter"
 
 

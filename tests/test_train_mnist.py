@@ -27,6 +27,8 @@ from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, signal_group, still_running, wait_until
 from tests.s3_server import KEY_ID, SECRET, s3_server
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["download", "upload", "provision", "train", "register", "download artifacts"]
 
 

@@ -26,6 +26,8 @@ from tasks.training_program.errors import EXIT_NO_GPU, EXIT_TAKEN_OVER, EXIT_TER
 from tasks.training_program.hyperparameters import Hyperparameters
 from tests.small_dataset import entries, write_small_dataset
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parent.parent / "tasks" / "training_program"
 
 MODEL_FILES = "model_files.json"

@@ -36,7 +36,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server
         yield server
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["ObservedStore"]:
     if request.param == "folder":
         yield ObservedStore((tmp_path / "store").as_uri(), tmp_path / "store")
@@ -289,6 +289,7 @@ def test_an_upload_that_was_killed_is_completed_by_the_next(store: ObservedStore
     assert all((stored / entry.name).read_bytes() == (tmp_path / "big" / entry.name).read_bytes() for entry in told_of)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_of_parts_leaves_no_manifest_and_the_next_upload_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,6 +342,7 @@ def test_the_task_stores_what_the_catalog_describes(tmp_path: Path, files: Path)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cause", ["unreachable", "no bucket"])
 def test_the_task_tries_again_only_where_it_may_help(
     tmp_path: Path,

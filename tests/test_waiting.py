@@ -16,6 +16,8 @@ from tests.pipeline import QUICK, Pipeline, descendants, still_running
 from tests.s3_server import s3_server
 from tests.silent_server import silent_server
 
+pytestmark = pytest.mark.slow
+
 SECONDS_TO_END = 6
 """It takes 3 on an idle machine; whoever waited for the call would take a minute."""
 
