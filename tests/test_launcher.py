@@ -93,15 +93,18 @@ def test_the_group_ends_with_the_runner_and_lines_come_at_once(launched: Launche
         process.leave()
         assert process.popen.wait(10) != 0
     (launched.folder / "busy.py").write_text(
-        "import subprocess, time\nchild = subprocess.Popen(['sleep', '60'])\nprint(child.pid)\nwhile True: pass\n"
+        "import subprocess, time\nchild = subprocess.Popen(['sleep', '60'])\n"
+        "orphan = subprocess.getoutput('setsid sleep 61 >/dev/null 2>&1 & echo $!')\n"
+        "print(child.pid, orphan)\nwhile True: pass\n"
     )
     with Process(launched.folder, (), ENVIRONMENT, out, err) as process:
         process.give({"argv": ["busy.py"], "module": False, "environment": ENVIRONMENT, "hook": False, "seed": None})
         wait_until(lambda: out.read_text().endswith("\n"), 10, "the line")
         process.leave()
         assert process.popen.wait(10) < 0
-        child = Path("/proc") / out.read_text().strip() / "stat"
-        wait_until(lambda: not child.exists() or child.read_text().split()[2] == "Z", 10, "the end of the child")
+        for pid in out.read_text().split():
+            one = Path("/proc") / pid / "stat"
+            wait_until(lambda one=one: not one.exists() or one.read_text().split()[2] == "Z", 10, "its end")  # type: ignore[misc]
     (launched.folder / "forks.py").write_text("import subprocess\nsubprocess.Popen(['sleep', '5'])\n")
     began = time.monotonic()
     assert launched.run("forks.py").returncode == 0

@@ -11,7 +11,8 @@ library alone. It writes `{"event": "ready"}` to events_fd, and reads from order
     checkpoint_folder where the program's and the hook's checkpoints are
     run               {"run_id": ..., "logged": [[key, step], ...], "params": {name: value}}, or null
 
-As long as it lives, the end of order_fd means that nobody waits for it any more, and ends its process group at once.
+As long as it lives, the end of order_fd means that nobody waits for it any more, and ends it at once with its process
+group and, on Linux, all that it has started, directly or not.
 Status, traceback and standard streams are those of plain Python. Nothing of ours is in `sys.modules` or `sys.path`,
 so that no module of the program's can be taken for one of ours, nor the other way round.
 """
@@ -51,12 +52,17 @@ class Runner:
         self._events_fd = events_fd
         self._writing = threading.Lock()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # Loaded now: at the end, what is being imported may hold locks.
+        self._tree = ours("../process_tree")
+        # What the program leaves in a session of its own would become the runner's child, and nobody's after that.
+        self._tree.adopt_orphans()
         threading.Thread(target=self._read, args=(order_fd,), name="order", daemon=True).start()
 
     def _read(self, order_fd: int) -> None:
         with contextlib.suppress(OSError, ValueError), open(order_fd, "rb") as lines:
             for line in lines:
                 self._answers.put(json.loads(line))
+        self._tree.end_what_was_left(wait_seconds=0)
         # Only a group of our own: that of a person's shell is not ours to end.
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)
