@@ -1,13 +1,16 @@
 """The files under an address as a data set: their digests, as they stream, and their way into the store."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, wait
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 
 from infra.addresses import without_secrets
+from infra.background import in_background
 from infra.compute.runner.manifest import FileEntry
 from infra.digest_cache import DigestCache
 from infra.errors import ArgumentError
@@ -102,26 +105,29 @@ def _digests(folder: RemoteFolder, files: list[RemoteFile]) -> Iterator[tuple[Re
     if not files:
         return
     abandoned = Event()
-    title = f"Reading {without_secrets(folder.uri)}"
-    with byte_progress(title, sum(file.size for file in files)) as advance, ThreadPoolExecutor(_READERS) as pool:
+    under_way: deque[tuple[RemoteFile, Future[str]]] = deque()
+    with byte_progress(f"Reading {without_secrets(folder.uri)}", sum(file.size for file in files)) as advance:
 
-        def read(file: RemoteFile) -> str:
-            def on_bytes(count: int) -> None:
-                if abandoned.is_set():
-                    raise CancelledError
-                advance(count)
+        def on_bytes(count: int) -> None:
+            if abandoned.is_set():
+                raise CancelledError
+            advance(count)
 
-            return sha256_of(folder.chunks(file), on_bytes)
-
-        # Each in this context, where Prefect finds the task run that progress belongs to.
-        futures = [(file, pool.submit(copy_context().run, read, file)) for file in files]
         try:
-            for file, future in futures:
+            for file in files:
+                read = partial(sha256_of, folder.chunks(file), on_bytes)
+                # Each in this context, where Prefect finds the task run that progress belongs to.
+                under_way.append((file, in_background(partial(copy_context().run, read))))
+                if len(under_way) == _READERS:
+                    yield under_way[0][0], under_way[0][1].result()
+                    under_way.popleft()
+            for file, future in under_way:
                 yield file, future.result()
-        except BaseException:
+        except BaseException as error:
             abandoned.set()
-            for _, future in futures:
-                future.cancel()
+            if isinstance(error, Exception):
+                wait([future for _, future in under_way])
+            # Who was told to stop waits for no server.
             raise
 
 

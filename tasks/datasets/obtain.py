@@ -1,13 +1,15 @@
 """The files of a data set of the catalog on this machine, fetched and checked; offline, a sample of them."""
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import wait
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from threading import Event, Semaphore
+from threading import Event
 from typing import Literal, NamedTuple
 
 from infra.addresses import without_secrets
@@ -150,12 +152,17 @@ def _download(
     entries: list[FileEntry],
 ) -> None:
     """Fetch `entries` side by side, each from the first mirror that has it."""
-    abandoned, places = Event(), Semaphore(_FETCHES)
+    abandoned, waiting = Event(), deque(entries)
     failures: list[_Failure] = []
 
-    def fetch_in_turn(entry: FileEntry, advance: Callable[[int], None]) -> bool:
-        with places:
-            return not abandoned.is_set() and fetch(entry, advance)
+    def fetch_in_turn(advance: Callable[[int], None]) -> set[str]:
+        delivered = set()
+        with suppress(IndexError):  # Nothing waits any more.
+            while not abandoned.is_set():
+                entry = waiting.popleft()
+                if fetch(entry, advance):
+                    delivered.add(entry.name)
+        return delivered
 
     def fetch(entry: FileEntry, advance: Callable[[int], None]) -> bool:
         shown = 0
@@ -186,14 +193,14 @@ def _download(
     LOGGER.info("%s: %d files, %.1f MB, into %s", title, len(entries), total / 1e6, folder)
     with byte_progress(title, total) as advance:
         # Each thread in this context, where Prefect finds the task run that progress belongs to.
-        fetches = {entry.name: partial(copy_context().run, fetch_in_turn, entry, advance) for entry in entries}
-        futures = {name: in_background(call) for name, call in fetches.items()}
+        calls = (partial(copy_context().run, fetch_in_turn, advance) for _ in entries[:_FETCHES])
+        futures = [in_background(call) for call in calls]
         try:
-            delivered = {name for name, future in futures.items() if future.result()}
+            delivered = set().union(*(future.result() for future in futures))
         except BaseException as error:
             abandoned.set()
             if isinstance(error, Exception):
-                wait(futures.values())
+                wait(futures)
             # Who was told to stop waits for no mirror: one that is silent may be so for each file and each attempt.
             raise
     if len(delivered) < len(entries):
