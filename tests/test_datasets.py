@@ -207,7 +207,8 @@ def test_a_file_that_was_changed_just_now_is_read_again(local: Services, tmp_pat
     folder = write(tmp_path / "data", {"a": b"a"})
     with cached(local) as cache:
         describe_folder(folder, cache)
-        found = (folder / "a").stat()
+    found = (folder / "a").stat()
+    with cached(local) as cache:
         assert cache.get(os.fsencode(folder / "a"), folder_module._version(found)) is None
 
 
