@@ -5,7 +5,9 @@ therefore started in a session of its own, and ends with the command by the end 
 """
 
 import os
+import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -68,6 +70,7 @@ def run(main: Callable[[], int], said: str = STOPPED) -> NoReturn:
     in its turn.
     """
     _react(_raise_stopped)
+    signal.signal(signal.SIGPIPE, _stop_if_nobody_reads)
     stopped: Stopped | None = None
     try:
         status = _with_its_answer_written(main)
@@ -76,6 +79,7 @@ def run(main: Callable[[], int], said: str = STOPPED) -> NoReturn:
             raise
         stopped = _told[0]
     _react(signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     if stopped:
         status = stopped.status
         say(f"\n{said}\n")
@@ -125,6 +129,27 @@ def _raise_stopped(number: int, frame: FrameType | None) -> None:
         error = error.__context__
     _told.append(Stopped(number))
     raise _told[-1]
+
+
+def _stop_if_nobody_reads(number: int, frame: FrameType | None) -> None:
+    """End as any program does whose output has lost its reader, `| head` for one; and say nothing more to it.
+
+    The same signal comes of every other pipe and connection that broke, which who writes to it is told by an error. An
+    answer on stdout comes when all is done: see `_with_its_answer_written`.
+    """
+    if _has_lost_its_reader(2):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in filter(_has_lost_its_reader, (1, 2)):
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        _raise_stopped(number, frame)
+
+
+def _has_lost_its_reader(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    lost = any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0))
+    return lost and stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 
 def _end_within(seconds: float, status: int) -> None:

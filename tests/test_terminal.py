@@ -182,6 +182,38 @@ terminal.run(main)
     assert process.wait(20) == 1
 
 
+def test_a_command_whose_output_nobody_reads_ends_as_by_a_signal(tmp_path: Path) -> None:
+    code = """
+import subprocess
+from infra import terminal
+terminal.attach()
+def main():
+    child = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    child.wait()
+    try:
+        child.stdin.write(b"x"), child.stdin.flush()
+    except BrokenPipeError:
+        terminal.say("of another pipe: an error and no end\\n")
+    try:
+        while True:
+            terminal.say("line\\n"), time.sleep(0.01)
+    finally:
+        terminal.say("nobody reads this\\n")
+        with open(sys.argv[1], "w") as file:
+            file.write("in order")
+import sys, time
+terminal.run(main)
+"""
+    file = tmp_path / "file"
+    line = '{ "$0" -c "$1" "$2" 2>&1; echo "status $?" >&2; } | head -3'
+    done = subprocess.run(
+        ["bash", "-c", line, sys.executable, code, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["of another pipe: an error and no end", "line", "line"]
+    assert done.stderr == "status 141\n"
+    assert file.read_text() == "in order"
+
+
 def test_a_full_disk_under_prefects_home_is_refused_ahead(tmp_path: Path) -> None:
     from prefect.settings import PREFECT_HOME, temporary_settings
 
