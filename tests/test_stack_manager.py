@@ -17,7 +17,7 @@ import pytest
 from infra.errors import SettingsError
 from infra.lock import hold, is_held, share
 from infra.settings import load_settings, load_stack_settings
-from infra.stack.__main__ import start
+from infra.stack.__main__ import _refuse_port_in_use, start
 from infra.stack.parts import all_parts, prepare
 from tests.pipeline import descendants, still_running, wait_until
 from tests.stack import ROOT, SECONDS_TO_STOP, Stack
@@ -108,6 +108,41 @@ def test_a_port_in_use_is_told_with_its_owner_and_nothing_is_started(quick_stack
     assert f"Port {port} of 127.0.0.1, for prefect, is in use by process {os.getpid()} (" in refused.stderr
     assert "spawned" not in refused.stdout
     assert not quick_stack.settings.supervisor_configuration.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another person")
+def test_a_port_that_another_person_uses_is_told_with_that_persons_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        # That person's process must not have it as well.
+        said = as_another_person(lambda: listening.close() or _refuse_port_in_use("prefect", port))  # type: ignore[func-returns-value]
+    assert said.startswith(f"SettingsError: Port {port} of 127.0.0.1, for prefect, is in use by a process of root.\n")
+
+
+def test_the_log_goes_where_stdout_cannot_be_opened_again(quick_stack: Stack) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra.stack"],
+            cwd=ROOT,
+            env={**os.environ, **quick_stack.given},
+            stdout=theirs.fileno(),
+            stderr=theirs.fileno(),
+            start_new_session=True,
+        )
+    ours.settimeout(100)
+    said = b""
+    with ours:
+        try:
+            while not re.search(rb"(?m)^postgres +\|", said):
+                said += ours.recv(65_536)
+        finally:
+            process.terminate()
+            assert process.wait(SECONDS_TO_STOP) == 0
+        while more := ours.recv(65_536):
+            said += more
+    assert b"Ending the stack" in said
+    assert b"making dispatchers" not in said
 
 
 def matches(pattern: re.Pattern[str], path: Path) -> bool:

@@ -15,10 +15,14 @@ if __name__ == "__main__":
 import ctypes
 import fcntl
 import os
+import pwd
 import socket
+import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -35,6 +39,9 @@ from infra.stack.parts import all_parts, prepare
 
 PATIENCE_SECONDS = 60
 """A part that waits longer for another says so, and goes on waiting."""
+
+SECONDS_TO_COPY = 5
+"""For the last lines of the log, where they are copied."""
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Ctrl-C, a request, a terminal that was closed, Ctrl-\\."""
@@ -75,12 +82,11 @@ def start(stack: StackSettings) -> None:
     for number in _heard():
         signal.signal(number, stopped)
     _refuse_folder_of_another(stack)
-    with hold(stack.lock, on_wait=lambda holder: _refuse_second(stack, holder)):
+    with hold(stack.lock, on_wait=lambda holder: _refuse_second(stack, holder)), ExitStack() as leaving:
         for name, port in stack.ports.items():
             _refuse_port_in_use(name, port)
         prepare(stack)
-        # The manager opens stdout a second time, for the labelled lines: in a file, the one would overwrite the other.
-        fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_APPEND)
+        leaving.enter_context(_stdout_that_opens_again())
         options = _Options()
         options.realize(["-c", str(stack.supervisor_configuration)])
         options.first, options.test = True, False
@@ -91,6 +97,29 @@ def start(stack: StackSettings) -> None:
             Supervisor(options).main()
         options.close_httpservers()
         options.close_logger()
+
+
+@contextmanager
+def _stdout_that_opens_again() -> Iterator[None]:
+    """The manager opens its stdout a second time by its path, for the labelled lines."""
+    try:
+        os.close(os.open("/dev/fd/1", os.O_WRONLY))
+    except OSError:
+        # A terminal of another user, as after `su`, or a socket: somebody copies what comes through a pipe.
+        copier = subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True)
+        assert copier.stdin
+        os.dup2(copier.stdin.fileno(), 1)
+        copier.stdin.close()
+        try:
+            yield
+        finally:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            with suppress(subprocess.TimeoutExpired):
+                copier.wait(SECONDS_TO_COPY)
+    else:
+        # In a file, the one would overwrite the other.
+        fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_APPEND)
+        yield
 
 
 def become(stack: StackSettings, name: str) -> None:
@@ -146,9 +175,9 @@ def _refuse_port_in_use(name: str, port: int) -> None:
             return
         except OSError as error:
             refusal = error
-    described = ", ".join(f"process {one.pid} ({one.name()})" for one in _listeners(port))
+    described = ", ".join(f"process {one.pid} ({one.name()})" for one in _listeners(port)) or _other_owner(port)
     raise SettingsError(
-        f"Port {port} of 127.0.0.1, for {name}, is in use by {described or f'a process of another user ({refusal})'}.\n"
+        f"Port {port} of 127.0.0.1, for {name}, is in use by {described or f'another ({refusal})'}.\n"
         f"Stop it, or choose another port: STACK_{name.upper()}_PORT=... make stack. Nothing was started."
     )
 
@@ -165,6 +194,18 @@ def _listeners(port: int) -> list[psutil.Process]:
         if any(opened.status == "LISTEN" and tuple(opened.laddr) in taken for opened in connections):
             found.append(one)
     return found
+
+
+def _other_owner(port: int) -> str:
+    """Of a process that this user may not see, whose it is, where the kernel tells; empty: it does not."""
+    listening = "0A"
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError, LookupError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == listening and int(fields[1].rpartition(":")[2], 16) == port:
+                    return f"a process of {pwd.getpwuid(int(fields[7])).pw_name}"
+    return ""
 
 
 def main() -> int:
