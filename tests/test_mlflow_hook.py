@@ -31,9 +31,14 @@ with mlflow.start_run() as run:
     mlflow.log_artifact("f.txt")
 import keras
 mlflow.keras.autolog()
+mlflow.log_metric("mae", 7.0, step=9)
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-model.compile("sgd", "mse", run_eagerly=True)
-model.fit(np.zeros((8, 4)), np.zeros(8), epochs=2, verbose=0)
+model.compile("sgd", "mse", metrics=["mae", "mape"], run_eagerly=True)
+curves = model.fit(np.ones((8, 4)), np.zeros(8), epochs=2, verbose=0).history
+for step in range(2):
+    mlflow.log_metric("mape", curves["mape"][step], step=step + 1)
+    mlflow.log_metrics({name: curve[step] for name, curve in curves.items()}, step=step)
+mlflow.log_metric("mape", -1.0, step=1)
 mlflow.keras.log_model(model, name="model", pip_requirements=["keras"])
 print(os.environ.get("MLFLOW_RUN_ID"))
 """
@@ -60,6 +65,7 @@ def test_blocks_experiments_and_what_was_logged_before_end_in_the_one_run(tmp_pa
         "mlflow.autolog()",
         "mlflow.keras.autolog()",
         "'9' is",
+        "mape was logged at each epoch already",
     ):
         assert ended.stderr.count(said) == 1, said
     # What MLflow copies to the logged model, and what a child logs, are no points of the run.
@@ -68,6 +74,10 @@ def test_blocks_experiments_and_what_was_logged_before_end_in_the_one_run(tmp_pa
         {"key": "score", "step": 2},
         {"key": "loss", "step": 1},
         {"key": "score", "step": 1},
+        # The program's own before the fit: all of them are. Of those that the fit has told, what is new alone.
+        {"key": "mae", "step": 9},
+        *({"key": name, "step": step} for step in range(2) for name in ("loss", "mae")),
+        {"key": "mape", "step": 1},
     ]
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"

@@ -51,6 +51,8 @@ class Runner:
             os.set_inheritable(fd, False)
         self._events_fd = events_fd
         self._writing = threading.Lock()
+        self.curves: dict[str, set[tuple[int, float]]] = {}
+        """By metric, epoch and value of each epoch of the fits that have ended: the runner has logged them."""
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # Loaded now: at the end, what is being imported may hold locks.
         self._tree = ours("../process_tree")

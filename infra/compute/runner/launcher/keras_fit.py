@@ -302,6 +302,9 @@ class Fit:
             values = history.history.setdefault(name, [])
             place = len(values) - sum(name in metrics for _, metrics in new)
             values[place:place] = [metrics[name] for _, metrics in old if name in metrics]
+        for epoch, metrics in self._record["epochs"]:
+            for name, value in metrics.items():
+                self._fits.runner.curves.setdefault(name, set()).add((epoch + 1, value))
         if not self._replayed:
             self._record["finished"] = True
             self._keep()

@@ -2,7 +2,8 @@
 
 MLflow takes MLFLOW_RUN_ID for the first block and forgets it; a block that ends says that the run is FINISHED; an
 experiment that was set makes the block fail. A training that was killed logs its first points again, and a parameter
-that it logs with another value is refused for ever. The run's state, experiment and address are the runner's here.
+that it logs with another value is refused for ever. A curve that it logs from History after the fit would stand beside
+the one that was logged while it trained. The run's state, experiment and address are the runner's here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Warn = Callable[[str], None]
 def install(run: dict[str, Any], runner: Any, when: When, warn: Warn) -> None:
     """Have `when("mlflow", action)` bind MLflow to `run`: run_id, and logged and params of before.
 
-    `runner.tell("metric", key=, step=)` says what the program has logged itself.
+    `runner.tell("metric", key=, step=)` says what the program has logged itself; `runner.curves` what the runner has.
     """
     bound = BoundRun(run, runner, warn)
     when("mlflow", bound.bind)
@@ -39,6 +40,7 @@ class BoundRun:
         self.run_id = run["run_id"]
         self._logged = {(key, step) for key, step in run["logged"]}
         self._params = dict(run["params"])
+        self._own: set[str] = set()
         self._runner = runner
         self._warn = warn
         self._said: set[str] = set()
@@ -140,15 +142,29 @@ class BoundRun:
         def log_metric(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             point = (given["key"], given.get("step") or 0)
-            if given["run_id"] == self.run_id and point in self._logged:
+            if given["run_id"] == self.run_id and self._is_there(*point, given["value"]):
                 # An empty batch, for what it returns: a caller may wait for it.
                 return given["self"].log_batch(self.run_id, **_synchronous(given))
             result = original(*args, **kwargs)
             if given["run_id"] == self.run_id:
-                self._runner.tell("metric", key=point[0], step=point[1])
+                self._tell(*point)
             return result
 
         return log_metric
+
+    def _is_there(self, key: str, step: int, value: Any) -> bool:
+        """True for a point of before, and, said, for one of a curve that the runner has logged: it counts from 1."""
+        if (key, step) in self._logged:
+            return True
+        curve = self._runner.curves.get(key, ())
+        if key in self._own or not {(step, value), (step + 1, value)}.intersection(curve):
+            return False
+        self._say(f"{key} was logged at each epoch already; the points of History are left out")
+        return True
+
+    def _tell(self, key: str, step: int) -> None:
+        self._own.add(key)
+        self._runner.tell("metric", key=key, step=step)
 
     def _log_param(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -175,12 +191,12 @@ class BoundRun:
             if given["run_id"] != self.run_id or getattr(self._copying, "now", False):
                 return original(*args, **kwargs)
             given["metrics"] = [
-                each for each in given.get("metrics") or () if (each.key, each.step) not in self._logged
+                each for each in given.get("metrics") or () if not self._is_there(each.key, each.step, each.value)
             ]
             given["params"] = [each for each in given.get("params") or () if not self._is_other(each.key, each.value)]
             result = original(**given)
             for each in given["metrics"]:
-                self._runner.tell("metric", key=each.key, step=each.step)
+                self._tell(each.key, each.step)
             return result
 
         return log_batch
