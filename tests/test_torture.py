@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.torture.__main__ import Tally, run_all
 from tests.torture.cases import Bench, Case, bench, plan, run_chain
 from tests.torture.faults import FAULTS
+from tests.torture.programs import SUBJECTS, bench_of_programs, torture_program
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +69,15 @@ def test_a_case_that_falls_is_a_row_that_differs_and_the_others_go_on(
     (fallen,) = [row for row in rows if "AssertionError" in row]
     assert "the run ended without 'epoch 5' ... and / the last" in fallen
     assert str(tally) == "5 cases, 5 disturbances, 1 with a difference"
+
+
+def test_a_program_killed_at_a_few_points_ends_as_if_undisturbed(
+    tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tally = Tally()
+    counter = replace(SUBJECTS[0], epochs=3, flags=("--param=epochs=3", "--param=seconds=1.3"))
+    with bench_of_programs(tmp_path, prefect_api, SEED) as made:
+        torture_program(made, counter, 3, 1, tally.tell)
+    row = capsys.readouterr().out
+    assert (tally.struck, tally.different) == (3, 0), row
+    assert row.startswith("| counter: 3 kills |")

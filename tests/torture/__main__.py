@@ -3,6 +3,7 @@
     python -m tests.torture                    50 kills and every fault: about half an hour on two cores
     python -m tests.torture --only faults      or `--only kills`; `--fault NAME` for one of them
     python -m tests.torture --seed 7           other points, victims and delays
+    python -m tests.torture programs           the counter and each example, killed at 10 points each
     python -m tests.torture --busy 2           beside two processes that never rest; takes twice as long
 
 Prints a markdown table, a row as soon as its case has ended, and at the end how many differed: exit status 1.
@@ -29,6 +30,7 @@ from tests.pipeline import wait_until
 from tests.s3_server import free_port
 from tests.torture.cases import VICTIMS, Bench, Case, Kill, Point, bench, fallen, kill_all_of, plan, run_chain
 from tests.torture.faults import FAULTS, MOSTLY_WAITING
+from tests.torture.programs import SUBJECTS, Subject, bench_of_programs, torture_program
 
 KILLS_IN_A_CHAIN = 8
 ROUNDS = 3
@@ -91,6 +93,10 @@ def chain_of_kills(chain: list[Kill]) -> Job:
 
 def fault(name: str, seconds: float) -> Job:
     return lambda bench, tell: tell(FAULTS[name](bench, seconds))
+
+
+def program(subject: Subject, options: argparse.Namespace) -> Job:
+    return lambda bench, tell: torture_program(bench, subject, options.points, options.chains, tell)
 
 
 def run_all(bench: Bench, jobs: Mapping[str, Job], waiting: Mapping[str, Job], at_once: int, tell: Tell) -> None:
@@ -158,6 +164,10 @@ class Tally:
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("programs",), help="by default MNIST, killed and disturbed")
+    parser.add_argument("--program", choices=[one.name for one in SUBJECTS], action="append", help="this program alone")
+    parser.add_argument("--points", type=int, default=10, help="how many kills each program must survive in a run")
+    parser.add_argument("--chains", type=int, default=1, help="how many such runs of each program, other points each")
     parser.add_argument("--seed", type=int, default=0, help="which points, victims and delays are drawn")
     parser.add_argument("--kills", type=int, default=50, help="how many kills must strike")
     parser.add_argument("--only", choices=("kills", "faults"), help="leave the others out")
@@ -183,16 +193,22 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as folder,
         prefect_server(Path(folder) / "prefect") as api,
         busy_processes(options.busy),
-        bench(Path(folder), api, seed=options.seed, moments=options.moments, load=load) as made,
+        (
+            bench_of_programs(Path(folder), api, options.seed)
+            if options.what
+            else bench(Path(folder), api, seed=options.seed, moments=options.moments, load=load)
+        ) as made,
     ):
         sys.stdout.write("| what | when | what the user sees | differences |\n|---|---|---|---|\n")
         faults = {
             name: fault(name, options.stop_seconds if name == "stopped" else options.seconds)
-            for name in options.fault or ([] if options.only == "kills" else FAULTS)
+            for name in options.fault or ([] if options.only == "kills" or options.what else FAULTS)
         }
-        kills = 0 if options.only == "faults" or options.fault else options.kills
+        kills = 0 if options.only == "faults" or options.fault or options.what else options.kills
         jobs = {name: job for name, job in faults.items() if name not in MOSTLY_WAITING}
         waiting = {name: job for name, job in faults.items() if name in MOSTLY_WAITING}
+        chosen = options.program or [one.name for one in SUBJECTS] if options.what else []
+        jobs |= {one.name: program(one, options) for one in SUBJECTS if one.name in chosen}
         for _ in range(ROUNDS):
             # A kill that came too late does not count, and is made up for.
             for number, first in enumerate(range(tally.kills, kills, KILLS_IN_A_CHAIN)):

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,9 +95,14 @@ def _fresh(folder: Path, environment: Mapping[str, str]) -> Pipeline:
 def _run_undisturbed(folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     pipeline = _fresh(folder, environment)
     result = result_of(pipeline, pipeline.run(*FLAGS))
-    leftovers = {name: value for name, value in result.items() if name.startswith("left over") and value}
-    assert not leftovers, f"the undisturbed run leaves something behind: {leftovers}"
+    check_nothing_left(result)
     return result
+
+
+def check_nothing_left(undisturbed: Mapping[str, Any]) -> None:
+    """The comparison would not find what the undisturbed run leaves behind too."""
+    left = {name: value for name, value in undisturbed.items() if name.startswith("left over") and value}
+    assert not left, f"the undisturbed run leaves something behind: {left}"
 
 
 @contextlib.contextmanager
@@ -131,11 +136,11 @@ def result_of(pipeline: Pipeline, outcome: Mapping[str, Any]) -> dict[str, Any]:
     client = mlflow.MlflowClient(pipeline.settings.mlflow_tracking_uri, pipeline.settings.mlflow_tracking_uri)
     told = ("dataset", "dataset_sha256", "training_key", "weights_sha256", "validation_accuracy", "test_accuracy")
     facts: dict[str, Any] = {f"outcome {name}": outcome[name] for name in (*told, "test_loss", "model_version")}
-    facts |= {f"run {name}": value for name, value in _run_facts(client, outcome["run_id"]).items()}
-    facts |= {f"registry {name}": value for name, value in _registry_facts(client, outcome["run_id"]).items()}
-    facts |= {f"./model {name}": value for name, value in _model_facts(pipeline.output_dir).items()}
-    facts |= {f"store {name}": value for name, value in _stored(pipeline).items()}
-    facts["left over on disk"] = _leftovers(pipeline)
+    facts |= {f"run {name}": value for name, value in run_facts(client, outcome["run_id"], EXPERIMENT).items()}
+    facts |= {f"registry {name}": value for name, value in registry_facts(client, outcome["run_id"], MODEL).items()}
+    facts |= {f"./model {name}": value for name, value in model_facts(pipeline.output_dir).items()}
+    facts |= {f"store {name}": value for name, value in stored_facts(pipeline).items()}
+    facts["left over on disk"] = leftovers(pipeline)
     facts["left over processes"] = [shown(one) for one in processes_of(pipeline.folder)]
     return facts
 
@@ -154,8 +159,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _run_facts(client: Any, run_id: str) -> dict[str, Any]:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+def run_facts(client: Any, run_id: str, experiment_name: str) -> dict[str, Any]:
+    """What MLflow has of the run, and how many runs are beside it."""
+    experiment = client.get_experiment_by_name(experiment_name)
     run = client.get_run(run_id)
     models = client.search_logged_models([experiment.experiment_id])
     facts: dict[str, Any] = {
@@ -189,8 +195,9 @@ def _artifacts(client: Any, run_id: str, folder: str) -> Iterator[str]:
             yield re.sub(r"(gate/decision)-[^/]*(\.\w+)$", r"\1\2", item.path)
 
 
-def _registry_facts(client: Any, run_id: str) -> dict[str, Any]:
-    versions = client.search_model_versions(f"name = '{MODEL}'")
+def registry_facts(client: Any, run_id: str, model: str) -> dict[str, Any]:
+    """What the registry has of the model."""
+    versions = client.search_model_versions(f"name = '{model}'")
     differing = {
         "gate_flow_run_id",
         "prefect.flow_run_id",
@@ -201,13 +208,14 @@ def _registry_facts(client: Any, run_id: str) -> dict[str, Any]:
     }
     return {
         "versions": [(int(one.version), one.run_id == run_id, one.status) for one in versions],
-        "champion": int(client.get_model_version_by_alias(MODEL, "champion").version),
+        "champion": int(client.get_model_version_by_alias(model, "champion").version),
         "tags": {key: value for key, value in versions[0].tags.items() if key not in differing},
         "has also": sorted(versions[0].tags.keys() & differing),
     }
 
 
-def _model_facts(folder: Path) -> dict[str, Any]:
+def model_facts(folder: Path) -> dict[str, Any]:
+    """The files of a downloaded model, each with a digest of what must be the same in it."""
     facts = {}
     for path in (path for path in sorted(folder.rglob("*")) if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -247,7 +255,8 @@ def store_folder(pipeline: Pipeline) -> Path:
     return Path(named) if named else pipeline.folder / "home" / "object-store"
 
 
-def _stored(pipeline: Pipeline) -> dict[str, Any]:
+def stored_facts(pipeline: Pipeline) -> dict[str, Any]:
+    """The objects in the store, each with its digest."""
     root = store_folder(pipeline)
     # Without rclone's own half of a PUT, which the server leaves behind when it is killed itself: it is not ours.
     files = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".rclone_temp_put_"))
@@ -257,7 +266,8 @@ def _stored(pipeline: Pipeline) -> dict[str, Any]:
     return facts | {"runs/": sorted(key.split("/", 2)[2] for key in keys if key.startswith("runs/"))}
 
 
-def _leftovers(pipeline: Pipeline) -> list[str]:
+def leftovers(pipeline: Pipeline) -> list[str]:
+    """What a run keeps on disk while it runs, and no longer."""
     home = pipeline.folder / "home"
     patterns = (
         "datasets/**/*.part",
@@ -276,12 +286,13 @@ def _leftovers(pipeline: Pipeline) -> list[str]:
 class Attempt:
     """The command, running; what it has written, and what has appeared on disk since its start."""
 
-    def __init__(self, pipeline: Pipeline, *flags: str) -> None:
+    def __init__(self, pipeline: Pipeline, *flags: str, points: "Sequence[Point] | None" = None) -> None:
+        """`points` are those of a program that is not MNIST's; `flags` are then all that it takes."""
         self.pipeline = pipeline
         self.there_before: dict[str, set[Path]] = {}
-        for pattern in {pattern for point in POINTS for pattern in point.files}:
+        for pattern in {pattern for point in points or POINTS for pattern in point.files}:
             self.there_before[pattern] = set(pipeline.folder.glob(pattern))
-        self.process = pipeline.start(*FLAGS, *flags)
+        self.process = pipeline.start(*(() if points else FLAGS), *flags)
         self._log = (pipeline.folder / "stderr.txt").open("rb")
         self._written = ""
         self._reading = threading.Lock()
@@ -342,7 +353,9 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("PIPELINE_HOME", "").startswith(f"{folder}/") and still_running([process]):
+            # A program of a person's own is told nothing of the pipeline's home; what it may fill is below that.
+            told = {process.environ().get(name, "") for name in ("PIPELINE_HOME", "TMPDIR")}
+            if any(place.startswith(f"{folder}/") for place in told) and still_running([process]):
                 found.append(process)
     return found
 
@@ -410,7 +423,7 @@ class Point:
 
     def is_reached(self, attempt: Attempt) -> bool:
         if self.epoch:
-            return any(int(number) >= self.epoch for number in re.findall(r"- epoch (\d+)/", attempt.written))
+            return any(int(number) >= self.epoch for number in re.findall(r"\bepoch (\d+)(?:/| of )", attempt.written))
         if self.line and re.search(self.line, attempt.written):
             return True
         there = ((pattern, set(attempt.pipeline.folder.glob(pattern))) for pattern in self.files)
@@ -453,12 +466,12 @@ POINTS = (*_BEFORE_TRAINING, *_EPOCHS, *_AFTER_TRAINING)
 """Every point, in the order in which a run passes them."""
 
 
-def reach(attempt: Attempt, point: Point, delay: float) -> Point | None:
+def reach(attempt: Attempt, point: Point, delay: float, points: Sequence[Point] = POINTS) -> Point | None:
     """Wait for the point and so many seconds more; the point that was reached, which may be a later one.
 
     None if the run has ended before.
     """
-    later = POINTS[POINTS.index(point) :]
+    later = points[points.index(point) :]
     deadline = time.monotonic() + 300
     while not attempt.is_over and not (reached := [one for one in later if one.is_reached(attempt)]):
         assert time.monotonic() < deadline, f"waited 300 s for {point}\n{attempt.written}"
@@ -475,7 +488,7 @@ class Kill:
     """What is killed, and when."""
 
     point: Point
-    victim: Victim
+    victim: str
     delay: float
     """Seconds between the point and the kill."""
     at_once: bool
@@ -587,7 +600,7 @@ def _run_and_kill(mirror: HttpServer, pipeline: Pipeline, kill: Kill) -> tuple[C
     return case, outcome
 
 
-def strike(attempt: Attempt, victim: Victim) -> str:
+def strike(attempt: Attempt, victim: str) -> str:
     """Kill; says who was there to be killed."""
     programs = programs_of(attempt.pipeline)
     if victim == "program" and programs:
