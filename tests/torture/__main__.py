@@ -180,6 +180,7 @@ def main() -> int:
     options = parser.parse_args()
 
     os.environ |= {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "OBJECT_STORE_URI"):
         os.environ.pop(name, None)
