@@ -73,7 +73,8 @@ class TrainingReport:
         """What the model achieves, in a few words."""
         if "objective" in self.metrics:
             return f"objective {self.metrics['objective']:.6g}"
-        return ", ".join(f"{name} {value:.4g}" for name, value in sorted(self.metrics.items())[:3] if name != "fit")
+        told = [f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()) if name != "fit"]
+        return ", ".join(told[:3]) or "no metrics"
 
     def rows(self) -> list[tuple[str, str]]:
         """The same as a table's rows."""

@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ PHASES = ("preparing", "scaling", "running", "post_processing")
 
 _MEASURED = re.compile(r"(scaling|preparing) took ([\d.]+) s")
 _EPOCH_LINE = re.compile(r"epoch (\d+)/(\d+)\b")
+
+WINDOW_SECONDS = 10.0
+LINES_SHOWN = 200
+"""In a window. Prefect's server takes a few hundred lines a second, and holds the end of the flow up with the rest."""
+LAST_LINES_SHOWN = 20
+"""Of a flood: how a program ends is said in its last lines."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,52 @@ def run_job(target: Compute, job: Job, audience: Audience) -> dict[str, float]:
     progress = ProgressArtifact(audience.title)
     progress.show(0)
     phases = _Phases()
+    shown = _Shown()
     known = log_file.read_text().splitlines() if log_file.exists() else []
     with log_file.open("a", buffering=1) as log, closing(ProgramRun(target, job).lines()) as lines:  # type: ignore[type-var]
-        for line in _behind(known, map(without_secrets, lines)):
-            log.write(line + "\n")
-            LOGGER.info(line)
-            phases.saw(line)
-            if epoch := _EPOCH_LINE.match(line):
-                audience.on_epoch()
-                progress.show(min(100.0, 100 * int(epoch[1]) / max(1, int(epoch[2]))))
+        try:
+            for line in _behind(known, map(without_secrets, lines)):
+                log.write(line + "\n")
+                shown.add(line)
+                phases.saw(line)
+                if epoch := _EPOCH_LINE.match(line):
+                    audience.on_epoch()
+                    progress.show(min(100.0, 100 * int(epoch[1]) / max(1, int(epoch[2]))))
+        finally:
+            shown.catch_up()
     return phases.ended()
+
+
+class _Shown:
+    """Puts lines on the run's pages and the terminal, of a flood the first and the last."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._count = self._left_out = 0
+        self._held: deque[str] = deque()
+
+    def add(self, line: str) -> None:
+        now = time.monotonic()
+        if now >= self._until:
+            self.catch_up()
+            self._until, self._count = now + WINDOW_SECONDS, 0
+        self._count += 1
+        if self._count <= LINES_SHOWN:
+            LOGGER.info("%s", line)
+            return
+        self._held.append(line)
+        if len(self._held) > LAST_LINES_SHOWN:
+            self._held.popleft()
+            self._left_out += 1
+
+    def catch_up(self) -> None:
+        """Show what was held back, for the flood is over for now."""
+        if self._left_out:
+            LOGGER.info("%s lines are left out here; the run's log, logs/training.log, has all", f"{self._left_out:,}")
+        for line in self._held:
+            LOGGER.info("%s", line)
+        self._held.clear()
+        self._left_out = 0
 
 
 def _behind(known: list[str], lines: Iterator[str]) -> Iterator[str]:

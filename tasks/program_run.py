@@ -61,7 +61,8 @@ class ProgramRun:
             if error.exit_status is None:
                 raise
             meaning = _MEANINGS.get(error.exit_status, TrainingFailed)
-            raise meaning(f"{self._reason(error.exit_status)}\n{error}") from error
+            # Last words are complete by themselves, and our own program's exit status would be taken for the person's.
+            raise meaning(self._reason(error.exit_status) + ("" if self.last_words else f"\n{error}")) from error
 
     def _reason(self, exit_status: int) -> str:
         if exit_status in (EXIT_TERMINATED, EXIT_INTERRUPTED):

@@ -101,14 +101,14 @@ def no_model(record: RunRecord, folder: Path, shipped: Path) -> RunnerError:
     more = f" and {len(elsewhere) - _NAMED} more" if len(elsewhere) > _NAMED else ""
     found = (
         f"What looks like one lies elsewhere: {names}{more}; it is kept with the run, under {FOUND}/. Save it where\n"
-        "it is looked for; "
+        "it is looked for. "
         if elsewhere
         else "Nothing else in its folder looks like one. "
     )
     return RunnerError(
         "The program ended well, but left no model. Looked for, in this order: a model that it logged with MLflow;\n"
         "outputs/model, a folder; a file outputs/*.keras or outputs/*.h5 (OUTPUTS_FOLDER names the folder).\n"
-        f"{found}in Keras: model.save('outputs/model.keras')."
+        f"{found}In Keras: model.save('outputs/model.keras')."
     )
 
 
