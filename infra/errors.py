@@ -4,7 +4,7 @@
     ├── UsageError            what was asked for cannot be done; nothing was started
     │   ├── SettingsError         a setting of this machine is wrong
     │   └── ArgumentError         an argument of the command is wrong
-    ├── ProgramInvalid        the program cannot run, as its sources show
+    ├── ProgramInvalid        the program cannot run, as its files show
     ├── DatasetUnavailable    no mirror could be reached, or none delivered to the end
     ├── DatasetNotFound       those that were reached do not have it, or do not give it
     ├── DatasetCorrupted      a mirror or the store was reached and holds something else
@@ -48,7 +48,7 @@ class ArgumentError(UsageError):
 
 
 class ProgramInvalid(PipelineError):
-    """A person's program cannot run, as its sources show without running it."""
+    """A person's program cannot run, as its files show without running it."""
 
 
 class DatasetUnavailable(PipelineError):

@@ -21,7 +21,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
-from infra.errors import ArgumentError, SettingsError
+from infra.errors import ProgramInvalid, SettingsError
 from infra.waiting import told_when_slow
 
 LOGGER = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def met(requirements: Sequence[str], python: str | None = None) -> list[str]:
     """What of it the environment of this process does not meet, each with what is here; empty: the program runs in it.
 
     `requirements` are the lines of a requirements file, a package each, with extras and markers; of `python`, a
-    version, the first two numbers count. Raises `ArgumentError` for what is neither.
+    version, the first two numbers count. Raises `ProgramInvalid` for what is neither.
     """
     wanted = _python_minor(python)
     missing = [f"Python {wanted} ({OWN_PYTHON} is here)"] if wanted != OWN_PYTHON else []
@@ -81,7 +81,7 @@ def resolve(requirements: Sequence[str], python: str | None, folder: Path) -> st
 
     For Linux and macOS alike, and for Python `python` (a version, of which the first two numbers count; None: that of
     this process). What was resolved once is kept in `folder`, for a training's key is made of it: the same answer until
-    the file is removed. Raises `ArgumentError` if there is no such package, or no versions that go together, and
+    the file is removed. Raises `ProgramInvalid` if there is no such package, or no versions that go together, and
     `SettingsError` if the package index cannot be reached.
     """
     minor = _python_minor(python)
@@ -132,7 +132,7 @@ def _resolve(wanted: list[str], minor: str) -> str:
             f"{reason}\nConnect this machine, or tell uv of another index (UV_INDEX_URL) or a folder of wheels "
             "(UV_FIND_LINKS)."
         )
-    raise ArgumentError(
+    raise ProgramInvalid(
         f"No versions for Python {minor} meet the program's requirements ({_listed(wanted)}).\n{reason}\n"
         "Correct the names or versions in the program's list."
     )
@@ -148,11 +148,11 @@ def _parse(line: str) -> Requirement:
             else "Expected a package's name, with a version if it matters: keras==3.15.1, pandas>=2, torch[opt]."
         )
         reason = str(error).partition("\n")[0]
-        raise ArgumentError(
+        raise ProgramInvalid(
             f"{line.strip()!r} among the program's requirements is no package: {reason}.\n{hint}"
         ) from error
     if requirement.url and requirement.url.startswith(("file:", ".", "/")):
-        raise ArgumentError(
+        raise ProgramInvalid(
             f"{line.strip()!r} among the program's requirements lies on this machine alone, and a node would not find "
             "it.\nPut its modules into the program's folder, or its wheel where UV_FIND_LINKS or UV_INDEX_URL leads."
         )
@@ -164,7 +164,7 @@ def _python_minor(python: str | None) -> str:
         return OWN_PYTHON
     found = re.fullmatch(r"(3\.\d+)(\.\d+)?", python.strip())
     if not found:
-        raise ArgumentError(f"The program asks for Python {python!r}.\nExpected a version such as {OWN_PYTHON}.")
+        raise ProgramInvalid(f"The program asks for Python {python!r}.\nExpected a version such as {OWN_PYTHON}.")
     return found[1]
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from infra.errors import ArgumentError
+from infra.errors import ArgumentError, ProgramInvalid
 from tasks.program_command import (
     check_command,
     command_words,
@@ -178,15 +179,17 @@ class Program:
 def read_program(folder: Path, entry: str | None = None) -> Program:
     """The program in `folder`; `entry` is an entry point of its `MLproject`, else a script, as `mlflow run -e` has it.
 
-    Without `entry` it is the entry point `main`. Raises `ArgumentError` with what is wrong, and where.
+    Without `entry` it is the entry point `main`. Raises `ArgumentError` for a folder or an entry that is not there, and
+    `ProgramInvalid` with what is wrong in the folder, and where.
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "is not there"
         raise ArgumentError(f"The program {folder} {found}, expected a folder with an MLproject or a script in it.")
-    project = read_project(folder)
-    requirements, python = read_requirements(folder, project.environment)
-    found_files = read_files(folder)
+    with _wrong_in_the_program():
+        project = read_project(folder)
+        requirements, python = read_requirements(folder, project.environment)
+        found_files = read_files(folder)
     names = [path.relative_to(folder).as_posix() for path in found_files.files]
     if entry is None and not project.exists:
         scripts = [name for name in names if name.endswith(".py")]
@@ -197,7 +200,8 @@ def read_program(folder: Path, entry: str | None = None) -> Program:
     is_script = entry is not None and entry not in project.entry_points
     chosen = None if is_script else entry_point(project, entry or "main")
     if chosen is not None:
-        check_command(chosen, names, found_files.left_out)
+        with _wrong_in_the_program():
+            check_command(chosen, names, found_files.left_out)
     return Program(
         folder=folder,
         name=project.name or folder.name,
@@ -214,3 +218,12 @@ def read_program(folder: Path, entry: str | None = None) -> Program:
         files=found_files.files,
         left_out=found_files.left_out,
     )
+
+
+@contextmanager
+def _wrong_in_the_program() -> Iterator[None]:
+    """What is wrong is in the folder, and no flag would set it right."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise ProgramInvalid(str(error)) from error

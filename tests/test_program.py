@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.compute import program_sha256
-from infra.errors import ArgumentError
+from infra.errors import ArgumentError, ProgramInvalid
 from tasks.program import Objective, Program, read_program
 from tasks.program_command import command_words
 from tasks.program_files import MOST_FILES
@@ -181,7 +181,7 @@ def test_all_that_is_wrong_is_said_at_once(fashion: Path) -> None:
 def test_what_is_wrong_in_an_mlproject_is_refused_with_its_place(fashion: Path, old: str, new: str, said: str) -> None:
     assert old in MLPROJECT
     (fashion / "MLproject").write_text(MLPROJECT.replace(old, new, 1))
-    with pytest.raises(ArgumentError, match=re.escape(said)):
+    with pytest.raises((ProgramInvalid, ArgumentError), match=re.escape(said)):
         read_program(fashion)
 
 
@@ -301,7 +301,7 @@ def test_what_is_no_script_is_refused_with_what_there_is(tmp_path: Path, fashion
 def test_requirements(tmp_path: Path, name: str, text: str, expected: str | tuple[object, object]) -> None:
     folder = folder_of(tmp_path, {name: text, "train.py": ""})
     if isinstance(expected, str):
-        with pytest.raises(ArgumentError, match=re.escape(expected)):
+        with pytest.raises(ProgramInvalid, match=re.escape(expected)):
             read_program(folder, "train.py")
     else:
         program = read_program(folder, "train.py")
@@ -354,7 +354,7 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "p", {"train.py": "", "lib/a.py": ""})
     for target, said in (("/etc/hostname", "which lies outside it"), ("gone", "not there"), ("..", "without an end")):
         (folder / "lib" / "link").symlink_to(target)
-        with pytest.raises(ArgumentError, match=f"lib/link .*{said}"):
+        with pytest.raises(ProgramInvalid, match=f"lib/link .*{said}"):
             read_program(folder, "train.py")
         (folder / ".programignore").write_text("link\n")
         read_program(folder, "train.py")
@@ -363,7 +363,7 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     folder_of(folder, {"a/a.py": "", "b/b.py": ""})
     (folder / "a" / "b").symlink_to("../b")
     (folder / "b" / "a").symlink_to("../a")
-    with pytest.raises(ArgumentError, match=r"a/b/a .*without an end"):
+    with pytest.raises(ProgramInvalid, match=r"a/b/a .*without an end"):
         read_program(folder, "train.py")
     (folder / "b" / "a").unlink()
     os.mkfifo(folder / "pipe")
@@ -380,9 +380,9 @@ def test_too_much_is_refused_with_the_largest_and_the_most_is_read_at_once(tmp_p
     assert len(read_program(folder, "train.py").sha256) == 64
     assert time.process_time() - begun < 1
     (folder / "more.py").touch()
-    with pytest.raises(ArgumentError, match=r"2,001 files of .*\nThe largest: part0/ \(286 files\)"):
+    with pytest.raises(ProgramInvalid, match=r"2,001 files of .*\nThe largest: part0/ \(286 files\)"):
         read_program(folder, "train.py")
     with (folder / "big.npy").open("wb") as file:
         file.truncate(60_000_000)
-    with pytest.raises(ArgumentError, match=r"The largest: big.npy \(60 MB\).*\n.*--data"):
+    with pytest.raises(ProgramInvalid, match=r"The largest: big.npy \(60 MB\).*\n.*--data"):
         read_program(folder, "train.py")

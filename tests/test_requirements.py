@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ArgumentError, SettingsError
+from infra.errors import ProgramInvalid, SettingsError
 from infra.requirements import OWN_PYTHON, met, resolve
 from infra.settings import set_variables
 from tests.wheels import Wheels
@@ -37,11 +37,11 @@ def test_what_is_here_is_met_and_the_rest_is_named_with_what_is_here() -> None:
     ],
 )
 def test_what_is_no_package_is_refused_by_name(line: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=said):
+    with pytest.raises(ProgramInvalid, match=said):
         met([line])
-    with pytest.raises(ArgumentError, match=said):
+    with pytest.raises(ProgramInvalid, match=said):
         resolve([line], None, tmp_path)
-    with pytest.raises(ArgumentError, match=r"asks for Python '>=3'"):
+    with pytest.raises(ProgramInvalid, match=r"asks for Python '>=3'"):
         resolve([], ">=3", tmp_path)
 
 
@@ -73,7 +73,7 @@ def test_why_there_is_no_answer_is_said_in_a_few_lines(tmp_path: Path) -> None:
     wheels.add("alpha", "1.0", ["beta>=2"])
     set_variables(**wheels.environment)
     for wanted, said in (["no-such-package"], "no-such-package was not found"), (["alpha"], "beta"):
-        with pytest.raises(ArgumentError, match=said) as refused:
+        with pytest.raises(ProgramInvalid, match=said) as refused:
             resolve(wanted, None, tmp_path / "kept")
         assert len(str(refused.value).splitlines()) <= 8
         assert "split (markers" not in str(refused.value)
