@@ -18,6 +18,7 @@ from infra.addresses import is_http, without_secrets
 from infra.errors import TrackerError
 from infra.hidden_packages import packages_hidden
 from infra.proxies import through_proxy
+from infra.scratch import temporary_folder
 from infra.settings import Settings, environment_unchanged, mlflow_authorization
 from infra.tracker_failures import explained
 from infra.tracking_database import TrackingDatabase, wait_for_locks
@@ -222,11 +223,10 @@ class ExperimentTracker:
             self._client.log_artifact(run_id, str(file), folder)
 
     def read_file(self, run_id: str, path: str, scratch: Path) -> bytes:
-        """The bytes of a file that is kept with a run; `scratch` is a folder to copy it through."""
-        with self._translated(f"read {path} of run {run_id}"):
-            scratch.mkdir(parents=True, exist_ok=True)
+        """The bytes of a file that is kept with a run; it is copied through a folder under `scratch`."""
+        with self._translated(f"read {path} of run {run_id}"), temporary_folder(scratch) as folder:
             kept = self._files_at(self._client.get_run(run_id).info.artifact_uri)
-            return Path(kept.download_artifacts(path, str(scratch))).read_bytes()
+            return Path(kept.download_artifacts(path, str(folder))).read_bytes()
 
     # Models
 
