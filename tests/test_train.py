@@ -125,43 +125,6 @@ def test_from_python_the_report_shows_itself(
     assert (place.folder / "from-python" / "weights.npz").is_file()
 
 
-@pytest.mark.parametrize(
-    ("more", "edit", "status", "runs", "told"),
-    [
-        (["--param", "epochs=0"], None, 2, 0, "epochs"),
-        (["--param", "epoch=3"], None, 2, 0, "Did you mean epochs"),
-        (["--epochs", "3"], None, 2, 0, "What the script itself takes follows --"),
-        (["--entry", "no.py"], None, 2, 0, "no.py"),
-        (["--dataset-name", "a/b"], None, 2, 0, "cannot be the name of a data set"),
-        (["--gate-margin", "0.1"], None, 2, 0, "margin"),
-        (["--env", "NOT_SET_ANYWHERE"], None, 2, 0, "NOT_SET_ANYWHERE"),
-        ([], "x = (\n", 1, 0, "counter.py:1"),
-        ([], "import no_such_package\n", 1, 0, "no_such_package"),
-        ([], "import sys\nprint('one')\nsys.exit(3)\n", 1, 1, "exit status 3"),
-        ([], "raise ValueError('of the program')\n", 1, 1, "ValueError: of the program"),
-        ([], "print('done, and nothing saved')\n", 1, 1, "model"),
-    ],
-)
-def test_a_mistake_is_told_in_a_few_lines(
-    more: list[str], edit: str | None, status: int, runs: int, told: str, place: Pipeline, tmp_path: Path
-) -> None:
-    program = tmp_path / "counter"
-    shutil.copytree(COUNTER, program, ignore=shutil.ignore_patterns("__pycache__"))
-    if edit:
-        (program / "counter.py").write_text(edit)
-    before = len(place.tracker.find_runs("mistakes", {}))
-    place.run(
-        f"--program={program}", f"--data={place.folder / 'points'}", "--experiment=mistakes", *more, status=status
-    )
-    last_words = place.log.rpartition("\n\n")[2] if status == 1 else place.log
-    assert told in last_words, place.log
-    assert "Traceback" not in last_words
-    assert last_words.count("\n") < 12
-    assert list((place.folder / "home" / "scratch").iterdir()) == []
-    closed = place.tracker.find_runs("mistakes", {})
-    assert [run.status for run in closed] == ["FAILED"] * (before + runs)
-
-
 def test_a_script_takes_its_arguments_as_they_stand(place: Pipeline, flags: list[str]) -> None:
     words = ["--data-folder", "{data_folder}", "--epochs", "2"]
     done = place.run(*flags, "--entry=counter.py", "--model-name=script", "--", *words)
