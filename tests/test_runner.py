@@ -15,7 +15,7 @@ import pytest
 from infra.compute.runner.exits import EXIT_FAILED, EXIT_NO_GPU, EXIT_TAKEN_OVER, EXIT_TERMINATED, EXIT_USAGE
 from infra.compute.runner.manifest import files_sha256, parse_manifest
 from tests.mlflow_server import MlflowServer
-from tests.pipeline import descendants, still_running, wait_until
+from tests.pipeline import ROOT, descendants, still_running, wait_until
 from tests.runner_stage import Stage, last_words
 
 pytestmark = pytest.mark.slow
@@ -327,6 +327,48 @@ def test_a_training_that_was_killed_continues_and_no_point_is_logged_twice(stage
     assert (order["module"], order["command"], order["hook"], order["seed"]) == (False, False, True, 3)
     assert order["run"]["params"] == {"n": "5"}
     assert ["loss", 3] in order["run"]["logged"]
+
+
+FAILS_AFTER_THE_LAST_EPOCH = (
+    """
+import os, pathlib
+place = pathlib.Path(os.environ["CHECKPOINT_FOLDER"]) / "state"
+done = place.exists()
+tell(event="fit", fit=1, epochs=2, initial_epoch=2 if done else 0)
+for epoch in () if done else (1, 2):
+    tell(event="epoch", fit=1, epoch=epoch, metrics={"loss": 1 / epoch}, seconds=0.1, time_ms=1000 * epoch)
+place.write_text("all of it")
+tell(event="checkpoint", fit=1, epoch=2)
+answer()
+assert done, "the first time"
+"""
+    + SAVES
+)
+
+
+def test_the_model_of_a_training_that_had_no_epoch_left_is_of_the_last_step(stage: Stage) -> None:
+    run_id = stage.start_run()
+    alone = stage.ship({"train.py": FAILS_AFTER_THE_LAST_EPOCH}, events=True)
+    status, said = stage.start(alone, stage.order(run_id)).end()
+    assert status == EXIT_FAILED
+    assert "the first time" in said
+    stage.run(alone, stage.order(run_id))
+    (output,) = stage.client.get_run(run_id).outputs.model_outputs
+    assert output.step == 2
+
+
+def test_a_program_that_is_killed_before_it_begins_is_told_as_one_that_was_killed(tmp_path: Path) -> None:
+    # In a process of its own, for it ends all that it finds below itself.
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom queue import SimpleQueue\n"
+        "from infra.compute.runner.program_process import ProgramProcess\n"
+        "inbox = SimpleQueue()\nprocess = ProgramProcess(Path(sys.executable), Path(sys.argv[1]), {}, (), inbox)\n"
+        "assert inbox.get() == {'event': 'ready'}\nos.kill(process._process.pid, 9)\n"
+        "while not isinstance(status := inbox.get(), int): pass\n"
+        "process.begin({})\nprocess.check_end(status, 'train.py')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True).stderr
+    assert "RunnerError: train.py was ended by SIGKILL" in told
 
 
 LOSES = """

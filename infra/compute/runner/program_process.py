@@ -42,7 +42,7 @@ class ProgramProcess:
         self._inbox = inbox
         self._latest: deque[str] = deque(maxlen=_LINES_REMEMBERED)
         self._ready, self._ended = Event(), Event()
-        self._begins = False
+        self._begins = self._all_read = False
         self._reading, self._stopping = Lock(), Lock()
         order_read, self._order = os.pipe()
         events, events_write = os.pipe()
@@ -71,7 +71,7 @@ class ProgramProcess:
         while not self._begins:
             with self._reading:
                 # All that was said before it was ready is in the pipe, or has been read.
-                self._begins = not self._readable(0)
+                self._begins = self._all_read or not self._readable(0)
             time.sleep(0.001)
         self._tell(order)
 
@@ -112,6 +112,7 @@ class ProgramProcess:
                     received = os.read(pipe.fileno(), 65_536)
                     for line in lines.add(received):
                         self._show(line)
+                    self._all_read = not received
                 if not received:
                     break
         for line in lines.last():

@@ -48,7 +48,6 @@ class Training:
         self._keras = KerasProcess(stage.scratch)
         self._mlflow: MlflowAddress | None = None
         self._packages: dict[str, str] = {}
-        self._last_step = 0
         self._grade = ""
 
     def run(self, order: Order) -> None:
@@ -186,7 +185,7 @@ class Training:
         names = sorted(metrics, key=lambda name: (name.startswith("val_"), not name.endswith("loss")))
         shown = "".join(f"  {name} {metrics[name]:.4f}" for name in names)
         say(f"epoch {epoch}/{epochs}{shown}  {seconds:.2f} s")
-        self._last_step = step = fits.add(number, epoch)
+        step = fits.add(number, epoch)
         values = {**metrics, "epoch_seconds": seconds}
         if number > 1:
             if fits.steps(number).start == step:
@@ -232,7 +231,8 @@ class Training:
             scratch=self._stage.scratch,
             program=self._stage.folder,
             source=self._stage.source,
-            step=self._last_step,
+            # Maybe of an attempt before: this one may have had no epoch left to train.
+            step=max((step for key, step in record.logged if key == "epoch_seconds"), default=0),
             params=record.params,
         )
         model = logging.log(outputs)
