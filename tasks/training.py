@@ -74,7 +74,7 @@ class Training:
             return "none"
         if len(self.datasets) == 1:
             return next(iter(self.datasets.values()))
-        lines = "".join(f"{name}={sha256}\n" for name, sha256 in sorted(self.datasets.items()))
+        lines = "\n".join(f"{name}={sha256}" for name, sha256 in sorted(self.datasets.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @cached_property

@@ -83,8 +83,7 @@ def test_another_parameter_is_planned_told_trained_and_scored_against_the_champi
 def test_a_killed_training_is_continued_to_the_same_weights(
     place: Pipeline, flags: list[str], outcome: dict[str, Any]
 ) -> None:
-    # A checkpoint counts when its folder has been quiet for a second.
-    slow = [*flags, "--param", "epochs=6", "--param", "seconds=1.6", "--model-name=killed"]
+    slow = [*flags, "--param", "epochs=6", "--param", "seconds=0.5", "--model-name=killed"]
     process = place.start(*slow)
     place.wait_for_log("epoch 4 of 6", process)
     started = descendants(process.pid)

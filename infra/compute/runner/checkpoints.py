@@ -45,10 +45,16 @@ class _Snapshot:
 class Checkpoints:
     """Of one training: from the program's `folder`, by way of copies in `scratch`, to the store."""
 
-    def __init__(self, uri: str, folder: Path, scratch: Path, confirm: Callable[[], None]) -> None:
-        """`confirm` is called before each writing to the store; it raises what forbids it."""
+    def __init__(
+        self, uri: str, folder: Path, scratch: Path, confirm: Callable[[], None], quiet_seconds: float = QUIET_SECONDS
+    ) -> None:
+        """`confirm` is called before each writing to the store; it raises what forbids it.
+
+        After so many quiet seconds what the program has written to the folder is taken for whole.
+        """
         self._filesystem, self._root = open_store(uri)
         self._uri, self._folder, self._scratch, self._confirm = uri, folder, scratch, confirm
+        self._quiet_seconds = quiet_seconds
         self._taken: Signature = {}
         self._copies = 0
         self._number = 0
@@ -177,7 +183,7 @@ class Checkpoints:
             pause = max(0.2, 20 * (time.monotonic() - started))
             if now != seen:
                 seen, since = now, time.monotonic()
-            elif now != self._taken and time.monotonic() - since >= QUIET_SECONDS:
+            if now != self._taken and time.monotonic() - since >= self._quiet_seconds:
                 with self._changed:
                     if not self._stopped:
                         self._take(now, self._state())

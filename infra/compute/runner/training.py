@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import Checkpoints
+from .checkpoints import QUIET_SECONDS, Checkpoints
 from .data import bring, dataset_sha256
 from .devices import require_gpu
 from .environments import build
@@ -64,7 +64,9 @@ class Training:
             self._build_environment(order)
             folders = {one.name: self._bring(one, order) for one in order.datasets}
             scratch = self._stage.scratch / "checkpoints"
-            checkpoints = Checkpoints(order.checkpoint_uri, self._stage.checkpoints, scratch, confirm)
+            # Who continues exactly keeps the folder whole at every moment, and may change it several times a second.
+            quiet = 0.0 if self._program.continues else QUIET_SECONDS
+            checkpoints = Checkpoints(order.checkpoint_uri, self._stage.checkpoints, scratch, confirm, quiet)
             state = checkpoints.restore()
             if state is not None:
                 say(f"continuing from the checkpoint in {order.checkpoint_uri}")
