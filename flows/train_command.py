@@ -2,7 +2,9 @@
 
 import argparse
 import atexit
+import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -143,6 +145,8 @@ class Plan:
     files: list[str]
     left_out: dict[str, str]
     """What else is in the folder, and why it is not of the program."""
+    command: list[str]
+    """The data's folders in it are for the place where it runs."""
     arguments: dict[str, Any]
     data: dict[str, str]
     """SHA-256 by name."""
@@ -174,7 +178,7 @@ class Plan:
             "Data": self.data,
             "Environment": self.environment,
         }
-        lines = [will, f"Training key {self.training_key}"]
+        lines = [will, f"Training key {self.training_key}", f"Command  {shlex.join(self.command)}"]
         for title, rows in tables.items():
             lines += [title, *(f"  {name}  {value}".rstrip() for name, value in rows.items())] if rows else []
         return "\n".join([*lines, *self.warnings]) + "\n"
@@ -191,6 +195,7 @@ def _plan(parameters: Mapping[str, Any]) -> Plan:
         program_folder=str(prepared.program.folder),
         files=list(prepared.program.names),
         left_out=dict(prepared.program.left_out),
+        command=json.loads((training.shipped / "program.json").read_text())["command"],
         arguments=dict(training.arguments),
         data=dict(training.datasets),
         environment=dict(training.environment),

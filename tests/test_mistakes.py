@@ -1,7 +1,9 @@
 """What a person gets wrong with a program: told in a few lines, with nothing half done and nothing left running."""
 
+import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -97,6 +99,30 @@ def test_what_is_refused_leaves_nothing(
     # Neither a database nor a store; what the digests were is kept, for data is read once.
     assert not (home / "mlflow").exists()
     assert not list((home / "object-store").rglob("*"))
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_a_plan_says_what_would_run_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "points").mkdir()
+    (tmp_path / "points" / "train.csv").write_text("1,2,0\n")
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    places = [f"--program={COUNTER}", f"--data={tmp_path / 'points'}", f"--output-dir={tmp_path / 'model'}"]
+    with pytest.raises(SystemExit) as ended:
+        run(train_program, "", [*places, "--param=epochs=3", "--plan", "--json"])
+    out, said = capsys.readouterr()
+    assert ended.value.code == 0, said
+    plan = json.loads(out)
+    words = "python counter.py --data-folder {data_folder} --epochs 3 --steps 20 --seed 0 --seconds 0"
+    assert plan["command"] == words.split()
+    assert f"Command  {shlex.join(plan['command'])}\n" in said
+    assert "It would be trained: no finished run of this program is there." in said
+    assert (plan["finished_run"], plan["nearest_run"], plan["data"].keys()) == (None, None, {"points"})
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "home" / "mlflow").exists()
+    assert not (tmp_path / "home" / "object-store").exists()
 
 
 @pytest.fixture(scope="module")
