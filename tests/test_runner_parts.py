@@ -17,14 +17,16 @@ from infra.compute.runner.data import bring, dataset_sha256
 from infra.compute.runner.exits import BadDataset, RunnerError, TakenOver, UsageError
 from infra.compute.runner.fits import Fits
 from infra.compute.runner.locked import check_versions
-from infra.compute.runner.manifest import MANIFEST
+from infra.compute.runner.manifest import MANIFEST, file_entry, files_sha256, folder_entries, manifest_bytes
 from infra.compute.runner.order import DatasetOrder, Order, Program, parse_order, read_program
 from infra.compute.runner.output import LINE_LIMIT, Lines
 from infra.compute.runner.outputs import find_model
 from infra.compute.runner.patience import with_patience
 from infra.compute.runner.variables import all_variables, can_import_ahead, first_variables
+from infra.settings import set_variables
 from tests.pipeline import wait_until
 from tests.runner_stage import store_dataset
+from tests.s3_server import s3_server
 
 FILES = {"a/b/c.txt": b"nested", "large.bin": os.urandom(40_000_000), "empty": b"", "with space.csv": b"1,2\n"}
 
@@ -54,6 +56,27 @@ def test_a_data_set_is_brought_whole_and_from_the_cache_the_next_time(tmp_path: 
     bring(given, tmp_path / "second", tmp_path / "cache")
     assert contents(tmp_path / "second") == expected
     assert not [path.name for path in (tmp_path / "cache").iterdir() if path.name.endswith(".part")]
+
+
+@pytest.mark.slow
+def test_data_comes_from_a_store_of_objects_as_from_a_folder(tmp_path: Path) -> None:
+    place = tmp_path / "s3" / "bucket" / "elsewhere.bin"
+    with s3_server(tmp_path / "s3", "bucket") as s3:
+        set_variables(**s3.environment)
+        place.write_bytes(b"in place")
+        files = {"a.txt": b"1", "b.txt": b"two"}
+        store_dataset(place.with_name("data"), files)
+        there = place.with_name("data")
+        entries = [*folder_entries(there), replace(file_entry(place), uri="s3://bucket/elsewhere.bin")]
+        entries = [entry for entry in entries if entry.name != MANIFEST]
+        (there / MANIFEST).write_bytes(manifest_bytes(entries))
+        given = DatasetOrder("fashion", "s3://bucket/data", files_sha256(entries))
+        bring(given, tmp_path / "data")
+        assert contents(tmp_path / "data") == files | {"elsewhere.bin": b"in place"}
+        for changed in (b"in place, grown", b"in p"):
+            place.write_bytes(changed)
+            with pytest.raises(BadDataset, match=r"elsewhere\.bin"):
+                bring(given, tmp_path / "data")
 
 
 @pytest.mark.parametrize(

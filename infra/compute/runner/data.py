@@ -183,7 +183,8 @@ def _fetch(name: str, entry: FileEntry, uri: str, target: Path, news: _News) -> 
 
 def _range(filesystem: fsspec.AbstractFileSystem, path: str, start: int, end: int) -> bytes:
     try:
-        content: bytes = filesystem.cat_file(path, start, end)
+        # By name: s3fs has the version of the object in between.
+        content: bytes = filesystem.cat_file(path, start=start, end=end)
     except OSError:
         # A store refuses to read behind the end of a file that has become shorter.
         if int(filesystem.size(path)) <= start:
