@@ -48,8 +48,17 @@ _REFUSALS = {
     "InvalidToken": "the session token is not valid. Check AWS_SESSION_TOKEN.",
     "RequestTimeTooSkewed": "this machine's clock differs from the server's. Set it.",
 }
-_PASSING = {"SlowDown", "RequestTimeout", "NoSuchUpload", "OperationAborted", "InternalError", "ServiceUnavailable"}
-"""NoSuchUpload: the server lost an upload that was under way, as some do when they start again."""
+_PASSING = {
+    "SlowDown",
+    "RequestTimeout",
+    "NoSuchUpload",
+    "InvalidPart",
+    "OperationAborted",
+    "InternalError",
+    "ServiceUnavailable",
+}
+"""NoSuchUpload, InvalidPart: the server lost an upload that was under way, or a part of it, as some do when they start
+again, or when a part is sent once more because they were slow."""
 _OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 
 

@@ -432,6 +432,17 @@ def test_what_lies_at_an_address_comes_to_the_store_and_is_read_once(
 
 
 @pytest.mark.slow
+def test_what_a_server_cannot_copy_in_parts_is_streamed(
+    server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.make_bucket("large")
+    raw = write(server.folder / "large" / "raw", {"a": os.urandom(6_000_000), "b": b"b"})
+    monkeypatch.setattr("infra.object_store._COPIED_AT_ONCE", 5_000_000)
+    services = services_for(tmp_path, f"s3://{bucket}", monkeypatch)
+    digest = brought("s3://large/raw", services)
+    assert services.store.get_bytes(f"datasets/raw/{digest}/a") == (raw / "a").read_bytes()
+
+
 def test_a_file_at_an_address_that_changes_after_it_was_read_leaves_nothing(
     services: Services, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

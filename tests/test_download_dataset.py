@@ -487,7 +487,8 @@ def test_a_download_that_was_killed_is_continued_by_the_next(
     settings = settings_for(server.address)
     part = settings.datasets_folder / "tiny" / f"{TRAIN_IMAGES}.part"
     with start_process(tmp_path, files, server.address) as process:
-        wait_until(lambda: len(kept_paths(settings)) == 4 and part.exists() and part.stat().st_size == 100_000)
+        others = [part.with_name(name) for name in FILE_NAMES if name != TRAIN_IMAGES]
+        wait_until(lambda: all(map(Path.exists, others)) and part.exists() and part.stat().st_size == 100_000)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
     assert TRAIN_IMAGES not in kept(settings)

@@ -44,10 +44,13 @@ class DescribedAddress:
         """
         wanted = [(key, self.files[entry.name], entry.sha256) for key, entry in keyed]
         if not store.copies_from(self.folder.uri):
-            store.put_files(((key, RemoteSource(self.folder, file, digest)) for key, file, digest in wanted), on_bytes)
+            self._stream(store, wanted, on_bytes)
             return
         try:
-            store.copy_files(((key, file.uri, file.size, file.etag) for key, file, _ in wanted), on_bytes)
+            copies = ((key, file.uri, file.size, file.etag or "") for key, file, _ in wanted)
+            left = store.copy_files(copies, on_bytes)
+            if left:
+                self._stream(store, [one for one in wanted if one[0] in left], lambda count: None)
             now = {file.name: file for file in self.folder.files()}
         except BaseException:
             # Which of them are the ones that were read is not known now.
@@ -59,6 +62,11 @@ class DescribedAddress:
             store.delete(key)
         if different:
             raise changed(without_secrets(different[0][1].uri))
+
+    def _stream(
+        self, store: ObjectStore, wanted: list[tuple[str, RemoteFile, str]], on_bytes: Callable[[int], None]
+    ) -> None:
+        store.put_files(((key, RemoteSource(self.folder, file, digest)) for key, file, digest in wanted), on_bytes)
 
 
 def list_address(uri: str) -> tuple[RemoteFolder, list[RemoteFile]]:
