@@ -1,5 +1,6 @@
 """Real services for the tests: a Prefect server for the session, a home of its own for each test."""
 
+import logging
 import os
 import signal
 import socket
@@ -122,6 +123,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def our_loggers_as_they_were() -> Iterator[None]:
+    """A flow that a test runs in its own process carries our modules' lines from then on."""
+    loggers = [logging.getLogger(name) for name in ("flows", "tasks", "infra")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers
 
 
 @pytest.fixture(autouse=True)
