@@ -443,6 +443,7 @@ def test_what_a_server_cannot_copy_in_parts_is_streamed(
     assert services.store.get_bytes(f"datasets/raw/{digest}/a") == (raw / "a").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_at_an_address_that_changes_after_it_was_read_leaves_nothing(
     services: Services, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
