@@ -3,6 +3,7 @@
 # make quick   the tests that start no server and import no TensorFlow: a minute, after each change
 # make test    every test, against real parts on this machine
 # make check   format, lint, types and import rules
+# make fix     format, and mend what the linter can
 # make torture kill it at 50 points, stop, hang and break what it needs, and compare with an undisturbed run
 # make bench   the figures of docs/figures.md, measured here
 # make clean   remove what runs made, never the environment
@@ -21,7 +22,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train stack quick test check torture bench clean lock
+.PHONY: train stack quick test check fix torture bench clean lock
 
 train: $(STAMP)
 	@$(BIN)/python -m flows.train_mnist $(ARGS)
@@ -40,6 +41,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_import_rules.py
+
+fix: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 torture: $(STAMP)
 	@$(BIN)/python -m tests.torture $(ARGS)
