@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.torture.__main__ import Tally, run_all
-from tests.torture.cases import Bench, Case, bench, plan, run_chain
+from tests.torture.cases import Bench, Case, bench, ends_of_tracebacks, plan, run_chain
 from tests.torture.faults import FAULTS
 from tests.torture.programs import SUBJECTS, bench_of_programs, torture_program
 
@@ -81,3 +81,20 @@ def test_a_program_killed_at_a_few_points_ends_as_if_undisturbed(
     row = capsys.readouterr().out
     assert (tally.struck, tally.different) == (3, 0), row
     assert row.startswith("| counter: 3 kills |")
+
+
+def test_each_traceback_that_a_person_would_see_is_found_with_its_end() -> None:
+    shown = """12:00 | flow - it begins
+Traceback (most recent call last):
+  File "/a/first.py", line 3, in f
+    x()
+  File "/a/last.py", line 9, in g
+    y()
+ValueError: no such thing
+12:01 | flow - it goes on
+Traceback (most recent call last):"""
+    one, cut = ends_of_tracebacks(shown)
+    assert "/a/last.py" in one
+    assert one.endswith("ValueError: no such thing")
+    assert cut
+    assert not ends_of_tracebacks("12:00 | flow - no Traceback here")

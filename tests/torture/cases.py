@@ -329,6 +329,11 @@ class Attempt:
         wait_until(lambda: bool(found.search(self.written)) or self.is_over, limit_seconds, f"{pattern!r} in the log")
         assert found.search(self.written), f"the run ended without {pattern!r}\n{self.written}"
 
+    @property
+    def tracebacks(self) -> list[str]:
+        """For each traceback that the run showed, where it ends: nobody should see one."""
+        return [cell(f"the user saw a traceback: {end}") for end in ends_of_tracebacks(self.written)]
+
     def said(self) -> str:
         """The last that a person would read, shortened to a cell of a table."""
         log, _, end = self.written.strip().rpartition("\n\n")
@@ -341,6 +346,12 @@ class Attempt:
 
 
 _OF_PREFECT = ("Finished in state", "Task run failed", "Encountered exception")
+
+
+def ends_of_tracebacks(text: str) -> list[str]:
+    """The last place and the error of each traceback in a text, which may break off anywhere."""
+    found = re.findall(r"Traceback \(most recent call last\).*\n?((?:[ \t].*\n|\n)*)(.*)", text)
+    return [f"{where.rpartition('File ')[2].strip()}: {error}" for where, error in found]
 
 
 def cell(text: str) -> str:
@@ -589,8 +600,7 @@ def _run_and_kill(mirror: HttpServer, pipeline: Pipeline, kill: Kill) -> tuple[C
     case.saw = "Killed (the shell's word)" if status == -signal.SIGKILL else attempt.said()
     if status == 0 and case.struck:
         case.saw = "nothing: the run goes on without it"
-    if "Traceback" in attempt.written:
-        case.differences.append("the user saw a traceback")
+    case.differences += attempt.tracebacks
     if kill.at_once:
         orphans = still_running(orphans)
         _, alive = psutil.wait_procs(orphans, SECONDS_TO_END)

@@ -316,8 +316,7 @@ def _run_and_kill(pipeline: Pipeline, flags: list[str], subject: Subject, kill: 
         found.append(f"{when}: the command did not end; it was {shown(psutil.Process(attempt.process.pid))}")
         os.killpg(attempt.process.pid, signal.SIGKILL)
         attempt.wait()
-    if "Traceback" in attempt.written:
-        found.append(f"{when}: the user saw a traceback")
+    found += [f"{when}: {one}" for one in attempt.tracebacks]
     if kill.at_once:
         _, alive = psutil.wait_procs(orphans, SECONDS_TO_END)
         found += [f"{when}: an orphan of an earlier run lives on: {shown(one)}" for one in alive]
