@@ -63,6 +63,8 @@ class Program:
     score: EntryPoint | None
     key_packages: tuple[str, ...] | None
     """The packages whose versions decide its results, where its `MLproject` names them."""
+    import_ahead: tuple[str, ...] | None
+    """The modules that may be imported before it begins, where its `MLproject` names them."""
     search: Mapping[str, Any] | None
     files: tuple[Path, ...]
     """In a fixed order, under `folder`."""
@@ -214,10 +216,21 @@ def read_program(folder: Path, entry: str | None = None) -> Program:
         continues=project.continues,
         score=project.entry_points.get("score"),
         key_packages=project.key_packages,
+        import_ahead=_checked(project.import_ahead, names),
         search=project.search,
         files=found_files.files,
         left_out=found_files.left_out,
     )
+
+
+def _checked(modules: tuple[str, ...] | None, names: Sequence[str]) -> tuple[str, ...] | None:
+    """Raise `ProgramInvalid` for a module of the program that is not there: of that, nothing else would ever tell."""
+    own = {name.partition("/")[0].removesuffix(".py") for name in names if name.endswith(".py")}
+    for module in modules or ():
+        path = module.replace(".", "/")
+        if module.partition(".")[0] in own and not {f"{path}.py", f"{path}/__init__.py"} & {*names}:
+            raise ProgramInvalid(f"MLproject: import_ahead names {module}, and there is no {path}.py in the folder.")
+    return modules
 
 
 @contextmanager

@@ -9,7 +9,10 @@ from infra.errors import ArgumentError
 from tasks.program_parameters import Parameter, read_parameter
 from tasks.yaml_values import YamlValue, closest, read_yaml
 
-_KEYS = ("name", "entry_points", "python_env", "conda_env", "objective", "continues", "key_packages", "search")
+_KEYS = (
+    *("name", "entry_points", "python_env", "conda_env"),
+    *("objective", "continues", "key_packages", "import_ahead", "search"),
+)
 _GOALS = {"max": "maximize", "maximise": "maximize", "min": "minimize", "minimise": "minimize"}
 
 Goal = Literal["maximize", "minimize"]
@@ -44,6 +47,7 @@ class Project:
     objective: Objective | None = None
     continues: str | None = None
     key_packages: tuple[str, ...] | None = None
+    import_ahead: tuple[str, ...] | None = None
     search: Mapping[str, Any] | None = None
     exists: bool = False
 
@@ -77,6 +81,7 @@ def read_project(folder: Path) -> Project:
         objective=_objective(fields["objective"]) if "objective" in fields else None,
         continues=_continues(fields["continues"]) if "continues" in fields else None,
         key_packages=_key_packages(fields["key_packages"]) if "key_packages" in fields else None,
+        import_ahead=_import_ahead(fields["import_ahead"]) if "import_ahead" in fields else None,
         search=_search(fields["search"]) if "search" in fields else None,
         exists=True,
     )
@@ -130,6 +135,15 @@ def _continues(given: YamlValue) -> str:
 def _key_packages(given: YamlValue) -> tuple[str, ...]:
     entries = given.sequence("a list of packages such as [keras, tensorflow, numpy]")
     return tuple(entry.words("the name of a package") for entry in entries)
+
+
+def _import_ahead(given: YamlValue) -> tuple[str, ...]:
+    expected = "a list of modules such as [package.module]"
+    names = tuple(entry.words(expected) for entry in given.sequence(expected))
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise given.wrong(f"import_ahead names {name!r}, which is no module's name.\nExpected {expected}.")
+    return names
 
 
 def _search(given: YamlValue) -> dict[str, Any]:

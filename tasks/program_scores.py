@@ -16,7 +16,7 @@ from tasks.program import Program
 from tasks.program_command import check_command
 from tasks.program_run import ProgramRun
 from tasks.registry.comparison import Comparison, compare
-from tasks.registry.scores import read_scores
+from tasks.registry.scores import Scores, read_scores
 from tasks.training import Training
 
 LOGGER = logging.getLogger(__name__)
@@ -68,6 +68,10 @@ class ProgramScores:
         self.limit_seconds = LIMIT_SECONDS
 
     def __call__(self, models: Mapping[str, Path], run: Run) -> Comparison:
+        """Compare `champion` and `challenger`; raises as `score` does."""
+        return compare(self.score(models))
+
+    def score(self, models: Mapping[str, Path]) -> Scores:
         """Score the models in these folders; what the program says goes to the log.
 
         Raises as `ProgramRun.lines` does if it fails or takes too long, and `BadScores` for what it has written.
@@ -89,4 +93,4 @@ class ProgramScores:
             for line in run_of_score.lines():
                 if run_of_score.last_words is None:
                     LOGGER.info(line)
-            return compare(read_scores(output, models.keys()))
+            return read_scores(output, models.keys())

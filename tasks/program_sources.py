@@ -68,6 +68,11 @@ class Sources:
         return () if self.sets_variables else tuple(module for module in _AHEAD if module in self.needed)
 
     @property
+    def import_ahead_of_score(self) -> tuple[str, ...]:
+        """The same of its entry point `score`, which is not read: what the program imports at all, it is taken to."""
+        return () if self.sets_variables else tuple(module for module in _AHEAD if module in self.imports)
+
+    @property
     def warnings(self) -> tuple[Finding, ...]:
         """What will not do what is expected; the program can be started all the same."""
         return (*self.keras2_idioms, *self.saves_elsewhere, *self.fetches_data)
@@ -138,13 +143,18 @@ def key_packages(program: Program, sources: Sources) -> dict[str, str]:
             return python | {name: importlib.metadata.version(name) for name in program.key_packages}
         except importlib.metadata.PackageNotFoundError as error:
             raise ArgumentError(f"key_packages of the MLproject names {error.name}, which is not installed.") from None
+    return python | {name: importlib.metadata.version(name) for name in imported_distributions(sources)}
+
+
+def imported_distributions(sources: Sources) -> list[str]:
+    """The distributions that the sources import, in the environment of this process; see `key_packages`."""
     modules = set(sources.imports)
     if sources.uses_keras:
         modules |= {"keras", "tensorflow"}
     if modules:
         modules.add("numpy")
     found = {name for module in modules for name in module_distributions().get(module, ())}
-    return python | {name: importlib.metadata.version(name) for name in sorted(map(canonicalize_name, found))}
+    return sorted(map(canonicalize_name, found))
 
 
 @cache

@@ -21,7 +21,7 @@ from infra.requirements import OWN_PYTHON, met, resolve
 from infra.settings import Settings, given_variables
 from tasks.program import Arguments, Program
 from tasks.program_scores import score_command
-from tasks.program_sources import Sources, key_packages, module_distributions, read_sources
+from tasks.program_sources import Sources, imported_distributions, key_packages, module_distributions, read_sources
 from tasks.training import Attempt, Training
 
 LOGGER = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def program_training(
     shipped = _make_bundle(bundle, program, _facts(program, asked, arguments, sources, environment))
     requirements = [*RUNNER_REQUIREMENTS]
     if environment.requirements is None:
-        requirements += [name for name in environment.versions if name != "python" and name not in requirements]
+        requirements = list(dict.fromkeys([*requirements, *imported_distributions(sources)]))
     return Training(
         name=program.name,
         datasets=datasets,
@@ -142,7 +142,8 @@ def _facts(
         "name": program.name,
         "command": list(arguments.command),
         "parameters": None if program.command is None else dict(arguments.parameters),
-        "import_ahead": list(sources.import_ahead),
+        "import_ahead": list(sources.import_ahead if program.import_ahead is None else program.import_ahead),
+        "import_ahead_of_score": list(sources.import_ahead_of_score),
         "requirements": environment.requirements,
         "uses_mlflow": sources.uses_mlflow,
         "uses_keras": sources.uses_keras,

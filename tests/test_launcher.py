@@ -126,3 +126,20 @@ def test_the_order_sets_the_environment_and_seeds_what_is_imported(launched: Lau
     assert packages["numpy"] == importlib.metadata.version("numpy")
     assert not packages.keys() & {"keras", "mlflow", "pytest"}
     assert os.environ.get("WORD") is None
+
+
+def test_a_module_of_the_program_is_imported_ahead_and_what_it_imported_is_told_at_a_hard_end(
+    launched: Launched,
+) -> None:
+    (launched.folder / "package").mkdir()
+    (launched.folder / "package" / "__init__.py").write_text("")
+    (launched.folder / "package" / "ahead.py").write_text("import os, numpy\nprint('ahead', 'WORD' in os.environ)\n")
+    (launched.folder / "package" / "__main__.py").write_text(
+        "import os, sys\nprint('package.ahead' in sys.modules, sys.path.count(os.getcwd()), flush=True)\n"
+        "child = os.fork()\nif child == 0: os._exit(0)\nos.waitpid(child, 0)\nos._exit(5)\n"
+    )
+    environment = {**ENVIRONMENT, "WORD": "of the order"}
+    ended = launched.run("package", module=True, import_ahead=("package.ahead",), environment=environment)
+    assert (ended.returncode, ended.stdout) == (5, "ahead False\nTrue 1\n")
+    (told,) = ended.of("imported")
+    assert told["packages"]["numpy"] == importlib.metadata.version("numpy")

@@ -73,6 +73,10 @@ def test_an_mlproject_is_read_with_what_mlflow_ignores_in_it(fashion: Path) -> N
     program = read_program(fashion)
     assert (program.name, program.objective) == ("fashion", Objective("val_accuracy", "maximize"))
     assert (program.continues, program.key_packages, program.search) == ("exact", ("numpy",), {"trials": 3})
+    assert program.import_ahead is None
+    project = fashion / "MLproject"
+    project.write_text(project.read_text() + "import_ahead: [train, numpy.linalg]\n")
+    assert read_program(fashion).import_ahead == ("train", "numpy.linalg")
     # 3.10 is a number to YAML, and 1e-4 a text.
     assert (program.python, program.requirements) == ("3.10", ("numpy<3,>=2", "pandas", "scikit-learn"))
     assert program.score is not None
@@ -168,6 +172,9 @@ def test_all_that_is_wrong_is_said_at_once(fashion: Path) -> None:
         ("goal: maximize", "goal: max", "expected maximize or minimize. Did you mean maximize?"),
         (", goal: maximize", "", "objective lacks goal"),
         ("continues: exact", "continues: epoch", "continues is 'epoch', expected exact"),
+        ("continues: exact", "import_ahead: numpy", "expected a list of modules such as [package.module]"),
+        ("continues: exact", "import_ahead: [train.py x]", "names 'train.py x', which is no module's name"),
+        ("continues: exact", "import_ahead: [train.ahead]", "and there is no train/ahead.py in the folder"),
         ("continues:", "continue:", "Did you mean continues?"),
         ("entry_points:", "entrypoints:", "Did you mean entry_points?"),
         ("python_env:", "docker_env:", "docker_env cannot be served here"),

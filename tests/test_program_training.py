@@ -57,8 +57,21 @@ def test_a_bundle_is_the_runner_the_program_and_its_facts(tmp_path: Path) -> Non
     assert facts["requirements"] is None
     assert f"numpy=={version('numpy')}" in found.requirements
     assert f"mlflow=={version('mlflow')}" in found.requirements
+    assert (facts["import_ahead"], facts["import_ahead_of_score"]) == (["numpy"], ["numpy"])
     again = training(tmp_path, Asked({"epochs": "7"}, seed=3))
     assert program_sha256(again.shipped) == program_sha256(found.shipped), "what stands by is told by it"
+
+
+def test_a_node_has_what_the_sources_import_and_the_key_what_the_mlproject_names(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(COUNTER, copy)
+    (copy / "points.py").write_text("import matplotlib\n" + (copy / "points.py").read_text())
+    (copy / "MLproject").write_text((copy / "MLproject").read_text() + "import_ahead: [points]\n")
+    found = training(tmp_path, program=copy)
+    assert set(found.environment) == {"python", "numpy"}
+    assert f"matplotlib=={version('matplotlib')}" in found.requirements
+    facts = facts_of(found)
+    assert (facts["import_ahead"], facts["import_ahead_of_score"]) == (["points"], ["numpy"])
 
 
 def test_the_order_names_the_run_the_data_and_the_lease(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from infra.compute.runner import checkpoints as checkpoints_module
+from infra.compute.runner import training as training_module
 from infra.compute.runner.checkpoints import Checkpoints
 from infra.compute.runner.data import bring, dataset_sha256
 from infra.compute.runner.exits import BadDataset, RunnerError, TakenOver, UsageError
@@ -334,7 +336,7 @@ def test_the_program_gets_a_stated_list_of_variables(monkeypatch: pytest.MonkeyP
     program = Program("p", ("python", "p.py"))
     order = Order("run", (), None, "", variables={"WANDB_KEY": "w"}, accelerator="cpu")
     first = first_variables(program, "/env/bin", str(tmp_path))
-    everything = all_variables(first, program, order, {"MLFLOW_RUN_ID": "run"})
+    everything = all_variables(first, order, {"MLFLOW_RUN_ID": "run"})
     assert ours.items() <= {**everything, "PATH": "/bin"}.items()
     assert everything["PATH"] == "/env/bin:/bin"
     assert everything["TMPDIR"] == str(tmp_path)
@@ -345,13 +347,31 @@ def test_the_program_gets_a_stated_list_of_variables(monkeypatch: pytest.MonkeyP
     assert "secret" not in str(everything)
     assert "NVIDIA_TF32_OVERRIDE" not in everything
     uses = replace(program, uses_mlflow=True, sets_variables=("KERAS_BACKEND",))
-    everything = all_variables(first_variables(uses, "", str(tmp_path)), uses, order, {})
+    first = first_variables(uses, "", str(tmp_path))
+    assert first["MLFLOW_DISABLE_TELEMETRY"] == "true", "MLflow reads it as it is imported, maybe ahead of the order"
+    everything = all_variables(first, order, {})
     assert login.items() <= everything.items()
     assert "KERAS_BACKEND" not in everything
-    served = all_variables(first, uses, order, {"MLFLOW_TRACKING_URI": "http://h", "MLFLOW_TRACKING_TOKEN": "key"})
+    served = all_variables(first, order, {"MLFLOW_TRACKING_URI": "http://h", "MLFLOW_TRACKING_TOKEN": "key"})
     assert "secret" not in str(served)
     assert not can_import_ahead(replace(program, variables=("TF_DETERMINISTIC_OPS",)))
     assert "w" not in repr(order)
+
+
+def test_the_process_that_loads_the_model_is_started_before_the_last_epoch_of_a_program_that_logs_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_module, "_usable_cores", lambda: 2)
+    started: list[int] = []
+    for epochs, step, expected in ((20, 1, False), (20, 18, True), (None, 18, False)):
+        program = Program("p", ("python", "p.py"), uses_keras=True, parameters={"epochs": epochs} if epochs else None)
+        training = training_module.Training(SimpleNamespace(program=program, scratch=tmp_path))  # type: ignore[arg-type]
+        # Not really started: it imports TensorFlow, and when is what is asked.
+        monkeypatch.setattr(training._keras, "start", lambda step=step: started.append(step))
+        training._last_step = step - 1, time.monotonic() - 4
+        training._saw_step(step)
+        assert bool(started) == expected, (epochs, step)
+        started.clear()
 
 
 def test_a_command_is_a_script_a_module_or_something_else() -> None:

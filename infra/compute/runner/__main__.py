@@ -96,7 +96,8 @@ def _run_program(command: str, told: str | None, ending: _Ending) -> None:
     program = _program()
     adopt_orphans()
     # Its process first, for the program's libraries are slow to import, and ours are imported meanwhile.
-    ending.stage = stage = Stage(program, FOLDER / SOURCE, FOLDER.parent / "work")
+    ahead = program.import_ahead if command == "train" else program.import_ahead_of_score
+    ending.stage = stage = Stage(program, FOLDER / SOURCE, FOLDER.parent / "work", ahead)
     try:
         ours = _import_training() if command == "train" else importlib.import_module(f"{__package__}.scoring")
         if told is None:

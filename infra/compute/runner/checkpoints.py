@@ -175,12 +175,14 @@ class Checkpoints:
     def _watch(self) -> None:
         """Take a snapshot whenever the folder has changed and then been quiet."""
         seen, since = self._taken, time.monotonic()
-        pause = 0.2
+        # A folder that is whole at every moment costs a look, and the epochs that are over by then.
+        shortest = 0.2 if self._quiet_seconds else 0.05
+        pause = shortest
         while not self._stopped:
             time.sleep(pause)
             started = time.monotonic()
             now = self._signature()
-            pause = max(0.2, 20 * (time.monotonic() - started))
+            pause = max(shortest, 20 * (time.monotonic() - started))
             if now != seen:
                 seen, since = now, time.monotonic()
             if now != self._taken and time.monotonic() - since >= self._quiet_seconds:

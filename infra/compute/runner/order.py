@@ -38,6 +38,8 @@ class Program:
     command: tuple[str, ...]
     """Words; `{data_folder}` and `{data_folder_NAME}` in them stand for folders."""
     import_ahead: tuple[str, ...] = ()
+    """Modules that are imported before there is an order to train."""
+    import_ahead_of_score: tuple[str, ...] = ()
     requirements: Requirements | None = None
     uses_mlflow: bool = False
     uses_keras: bool = False
@@ -86,7 +88,8 @@ def read_program(path: Path) -> Program:
     try:
         facts = json.loads(path.read_text())
         lists: dict[str, Any] = {
-            name: tuple(map(str, facts.pop(name, ()))) for name in ("import_ahead", "variables", "sets_variables")
+            name: tuple(map(str, facts.pop(name, ())))
+            for name in ("import_ahead", "import_ahead_of_score", "variables", "sets_variables")
         }
         requirements, objective = facts.pop("requirements", None), facts.pop("objective", None)
         program = Program(

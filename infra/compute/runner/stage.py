@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -17,9 +18,10 @@ SOURCE = "program"
 class Stage:
     """Of one program, below the folder `work`."""
 
-    def __init__(self, program: Program, source: Path, work: Path) -> None:
+    def __init__(self, program: Program, source: Path, work: Path, import_ahead: Sequence[str] = ()) -> None:
         """`source` holds the program's files. Its process starts at once, if its environment is that of this one."""
         self.program, self.source = program, source
+        self._import_ahead = import_ahead if can_import_ahead(program) else ()
         shutil.rmtree(work, ignore_errors=True)  # Of an attempt in this place that was killed.
         self.scratch = work / "scratch"
         """The runner's own."""
@@ -44,8 +46,7 @@ class Stage:
         """Start the program's process with this Python."""
         self.python = python
         self.variables = first_variables(self.program, str(python.parent), str(self._temporary))
-        ahead = self.program.import_ahead if can_import_ahead(self.program) else ()
-        self.process = ProgramProcess(python, self.folder, self.variables, ahead, self.inbox)
+        self.process = ProgramProcess(python, self.folder, self.variables, self._import_ahead, self.inbox)
         return self.process
 
     def stop(self) -> None:

@@ -49,6 +49,8 @@ class Training:
         self._mlflow: MlflowAddress | None = None
         self._packages: dict[str, str] = {}
         self._grade = ""
+        self._last_step = 0, 0.0
+        """Of the metrics that the program logs itself, and when."""
 
     def run(self, order: Order) -> None:
         """Do what is ordered. Raises `RunnerError` and its kinds, having ended what it started."""
@@ -135,12 +137,13 @@ class Training:
             self._mlflow = MlflowAddress(address, self._stage.scratch)
             told |= self._mlflow.variables
         module, words = self._program.python_words or (False, self._program.command)
+        self._last_step = 0, time.monotonic()
         self._process.begin(
             {
                 "argv": [with_folders(word, folders, order.default_dataset) for word in words],
                 "module": module,
                 "command": self._program.python_words is None,
-                "environment": all_variables(self._stage.variables, self._program, order, told),
+                "environment": all_variables(self._stage.variables, order, told),
                 "hook": self._program.hook,
                 "seed": self._program.seed,
                 "checkpoint_folder": checkpoints,
@@ -165,6 +168,7 @@ class Training:
                     self._process.answer_taken()
                 case "metric":
                     record.leave_to_program(event["key"], event.get("step"))
+                    self._saw_step(event.get("step") or 0)
                 case "imported":
                     self._packages = dict(event["packages"])
             if not self._grade and checkpoints.holds_more_than_history:
@@ -199,7 +203,19 @@ class Training:
         objective = self._program.objective
         if objective and step == 1 and objective.metric not in metrics:
             say(f"{objective.metric}, the objective, is not among {', '.join(metrics)}; the program must log it itself")
-        if self._program.uses_keras and (epochs - epoch) * seconds < SECONDS_AHEAD and _usable_cores() > 1:
+        self._start_keras((epochs - epoch) * seconds)
+
+    def _saw_step(self, step: int) -> None:
+        """The program has logged a metric itself: of an epoch, if its parameter `epochs` says how many there are."""
+        epochs = (self._program.parameters or {}).get("epochs")
+        last, since = self._last_step
+        if isinstance(epochs, int) and step > last:
+            self._last_step = step, time.monotonic()
+            self._start_keras((epochs - step) * (time.monotonic() - since) / (step - last))
+
+    def _start_keras(self, seconds_left: float) -> None:
+        """Start the process that loads the model, if the training ends soon and leaves a core idle."""
+        if self._program.uses_keras and seconds_left < SECONDS_AHEAD and _usable_cores() > 1:
             self._keras.start()
 
     def _say_grade(self, record: RunRecord, grade: str) -> None:

@@ -26,7 +26,8 @@ _PASSED = (
 _PASSED_BEGINNINGS = ("LC_", "NVIDIA_")
 _PASSED_NOT = {"NVIDIA_TF32_OVERRIDE"}  # It changes what a GPU computes.
 
-_MLFLOW = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_TRACKING_URI = "MLFLOW_TRACKING_URI"
+_MLFLOW_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 _KNOWN = {
     "KERAS_BACKEND": "tensorflow",
@@ -72,23 +73,22 @@ def first_variables(program: Program, python_folder: str, temporary: str) -> dic
         for name, value in os.environ.items()
         if (name in _PASSED or name.startswith(_PASSED_BEGINNINGS)) and name not in _PASSED_NOT
     }
-    known = {name: value for name, value in _KNOWN.items() if name not in program.sets_variables}
+    known = {name: value for name, value in _KNOWN.items() if name not in program.sets_variables} | MLFLOW_CLIENT
+    # An address with a login, as databases have it, is for programs that use MLflow alone.
+    if program.uses_mlflow:
+        known |= {name: os.environ[name] for name in (_TRACKING_URI, *_MLFLOW_LOGIN) if name in os.environ}
+    elif not re.search(r"://[^/]*@", address := os.environ.get(_TRACKING_URI, "")):
+        known |= {_TRACKING_URI: address} if address else {}
     path = os.pathsep.join(filter(None, (python_folder, ours.get("PATH", os.defpath))))
     return {**_SET_UNLESS_GIVEN, **ours, **known, "PATH": path, "TMPDIR": temporary}
 
 
-def all_variables(first: Mapping[str, str], program: Program, order: Order, told: Mapping[str, str]) -> dict[str, str]:
-    """The variables with which the program itself begins; `told` are those that name its folders and its MLflow.
-
-    An address with a login, as databases have it, is for programs that use MLflow alone.
-    """
-    variables = {**first, **MLFLOW_CLIENT, "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"], **told}
-    if program.uses_mlflow:
-        # A key that it is told is for the MLflow that it is told of.
-        logins = () if _MLFLOW[-1] in told else _MLFLOW
-        variables |= {name: os.environ[name] for name in logins if name in os.environ}
-    elif re.search(r"://[^/]*@", variables["MLFLOW_TRACKING_URI"]):
-        del variables["MLFLOW_TRACKING_URI"]
+def all_variables(first: Mapping[str, str], order: Order, told: Mapping[str, str]) -> dict[str, str]:
+    """The variables with which the program itself begins; `told` are those that name its folders and its MLflow."""
+    variables = {**first, **told, "ACCELERATOR": order.accelerator}
+    if _TRACKING_URI in told:
+        # A key that it is told is for the MLflow that it is told of, and others are not.
+        variables = {name: value for name, value in variables.items() if name in told or name not in _MLFLOW_LOGIN}
     if order.accelerator == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = "-1"
     return variables | dict(order.variables)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -209,15 +210,36 @@ def _without_ours(trace: types.TracebackType | None) -> types.TracebackType | No
     return kept[0] if kept else None
 
 
-def imported_packages() -> dict[str, str]:
-    """The version of each distribution of which a top-level module has been imported."""
-    loaded = {name.partition(".")[0] for name in list(sys.modules)}
-    versions = {}
-    for distribution in importlib.metadata.distributions():
-        with contextlib.suppress(Exception):
-            if loaded & set(_top_levels(distribution)):
-                versions[distribution.metadata["Name"]] = distribution.version
-    return versions
+class Packages:
+    """The distributions that are installed. Looked up before there is an order: it takes up to a second."""
+
+    def __init__(self) -> None:
+        self._installed: list[tuple[str, str, set[str]]] = []
+        self._process = os.getpid()
+        for distribution in importlib.metadata.distributions():
+            with contextlib.suppress(Exception):
+                modules = set(_top_levels(distribution))
+                self._installed.append((distribution.metadata["Name"], distribution.version, modules))
+
+    def tell(self, runner: Runner) -> None:
+        """Tell the version of each of which a top-level module has been imported; a forked child tells nothing."""
+        if os.getpid() != self._process:
+            return
+        loaded = {name.partition(".")[0] for name, module in list(sys.modules.items()) if module is not None}
+        packages = {name: version for name, version, modules in self._installed if loaded & modules}
+        runner.tell("imported", packages=packages)
+
+    def tell_at_exit(self, runner: Runner) -> None:
+        """Tell them too where the program ends by `os._exit`, which runs nothing that stands at the end."""
+        end = os._exit
+
+        @functools.wraps(end)
+        def _exit(status: int) -> Any:
+            with contextlib.suppress(Exception):
+                self.tell(runner)
+            end(status)
+
+        os._exit = _exit
 
 
 def _top_levels(distribution: importlib.metadata.Distribution) -> Iterable[str]:
@@ -241,15 +263,24 @@ def install(order: dict[str, Any], runner: Runner) -> None:
             ours("mlflow_run").install(order["run"], runner, after.when, warn)
 
 
+def import_ahead(names: list[str]) -> None:
+    """Import these modules; those of the program are found in its folder, as `python -m` finds them."""
+    folder = os.getcwd()  # noqa: PTH109
+    sys.path.insert(0, folder)
+    for name in names:
+        # The program will meet the same error, where it can be understood.
+        with contextlib.suppress(BaseException):
+            importlib.import_module(name)
+    sys.path.remove(folder)
+
+
 def main() -> None:
     """Wait for the order and carry it out."""
     settings = json.loads(sys.argv[1])
     runner = Runner(settings["order_fd"], settings["events_fd"])
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != FOLDER]  # noqa: PTH100
-    for name in settings["import_ahead"]:
-        # The program will meet the same error, where it can be understood.
-        with contextlib.suppress(BaseException):
-            importlib.import_module(name)
+    import_ahead(settings["import_ahead"])
+    packages = Packages()
     runner.tell("ready")
     order = runner.answer()
     os.environ.clear()
@@ -263,6 +294,7 @@ def main() -> None:
             run_command(order["argv"])
         else:
             install(order, runner)
+            packages.tell_at_exit(runner)
             become(order["argv"], order["module"])
     except BaseException as error:
         if not isinstance(error, SystemExit):
@@ -278,7 +310,7 @@ def main() -> None:
     finally:
         if not order.get("command"):
             try:
-                runner.tell("imported", packages=imported_packages())
+                packages.tell(runner)
             except Exception:
                 warn("what was imported is not known: " + traceback.format_exc(limit=1).splitlines()[-1])
 
