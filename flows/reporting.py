@@ -19,6 +19,7 @@ from tasks.champion import standing
 from tasks.handoffs import ModelVersion, TrainingRun
 from tasks.job_output import PHASES
 from tasks.registry.decision import GATE_DECISION, GATE_FLOW_RUN
+from tasks.registry.objective import OBJECTIVE_METRIC
 
 LOGGER = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class TrainingReport:
     phases: dict[str, float]
     """Seconds of each phase of the training: preparing, scaling, running, post_processing; none if nothing was trained.
     Those of the earlier run are metrics of that run."""
+    objective_metric: str | None = None
+    """What `objective` among the metrics is the best value of; None: the program names no objective."""
     page: str = field(default="", repr=False)
     """The report in Markdown, with the learning curve."""
 
@@ -72,7 +75,7 @@ class TrainingReport:
     def figures(self) -> str:
         """What the model achieves, in a few words."""
         if "objective" in self.metrics:
-            return f"objective {self.metrics['objective']:.6g}"
+            return f"best {self.objective_metric} {self.metrics['objective']:.6g}"
         told = [f"{name} {value:.4g}" for name, value in sorted(self.metrics.items()) if name != "fit"]
         return ", ".join(told[:3]) or "no metrics"
 
@@ -91,7 +94,7 @@ class MnistReport(TrainingReport):
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the figures that count, each by its name."""
         facts = super().as_dict()
-        del facts["metrics"]
+        del facts["metrics"], facts["objective_metric"]
         names = {"validation_accuracy": "best_val_accuracy", "test_accuracy": "test_accuracy", "test_loss": "test_loss"}
         return facts | {name: self.metrics[metric] for name, metric in names.items()}
 
@@ -157,6 +160,7 @@ def publish_report(
         epoch_seconds=0.0 if run.reused else round(tracker.metric_sum(run.run_id, "epoch_seconds"), 3),
         seconds=seconds.seconds,
         phases={} if run.reused else {name: facts.metrics[f"phase_{name}_seconds"] for name in PHASES},
+        objective_metric=facts.tags.get(OBJECTIVE_METRIC),
     )
     links = (
         ("MLflow run", run.run_id, tracker.run_url(facts)),

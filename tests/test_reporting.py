@@ -31,12 +31,12 @@ FACTS = {
 
 def test_a_report_is_json_lines_and_markdown() -> None:
     metrics = {"loss": 0.25, "objective": 0.75, "val_accuracy": 0.75}
-    report = TrainingReport(**FACTS, metrics=metrics)  # type: ignore[arg-type]
+    report = TrainingReport(**FACTS, metrics=metrics, objective_metric="val_accuracy")  # type: ignore[arg-type]
     facts = report.as_dict()
     assert facts["metrics"] == metrics
     assert "page" not in facts
     assert report._repr_markdown_() == "# A report"
-    assert "some-model version 3: objective 0.75, some data\n" in summary(report)
+    assert "some-model version 3: best val_accuracy 0.75, some data\n" in summary(report)
 
 
 def test_the_digit_classifiers_figures_have_names_of_their_own() -> None:
