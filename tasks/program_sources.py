@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from infra.errors import ArgumentError
+from infra.errors import ArgumentError, ProgramInvalid
 from tasks.program import Program
 from tasks.program_advice import Finding, read_habits
 from tasks.program_command import command_words, started_file, started_module
@@ -135,14 +135,15 @@ def key_packages(program: Program, sources: Sources) -> dict[str, str]:
     """The versions that a training's key names, in the environment of this process, with Python's minor version.
 
     They are those of the distributions that the sources import, with TensorFlow where Keras is, with Keras where
-    TensorFlow is, and with NumPy under all of them; or those that the `MLproject` names instead.
+    TensorFlow is, and with NumPy under all of them; or those that the `MLproject` names instead. Raises
+    `ProgramInvalid` if it names one that is not installed.
     """
     python = {"python": ".".join(platform.python_version_tuple()[:2])}
     if program.key_packages is not None:
         try:
             return python | {name: importlib.metadata.version(name) for name in program.key_packages}
         except importlib.metadata.PackageNotFoundError as error:
-            raise ArgumentError(f"key_packages of the MLproject names {error.name}, which is not installed.") from None
+            raise ProgramInvalid(f"key_packages of the MLproject names {error.name}, which is not installed.") from None
     return python | {name: importlib.metadata.version(name) for name in imported_distributions(sources)}
 
 

@@ -62,6 +62,7 @@ def signals_as_they_were() -> Iterator[None]:
         ("--data={points}", "requirements.txt", "no such: x\n", 1, "requirements.txt:1"),
         ("--data={points}", "requirements.txt", "keras==0.0.1\n", 1, "(keras==0.0.1)"),
         ("--data={points}", "MLproject", "entrypoints: {}\n", 1, "Did you mean entry_points?"),
+        ("--data={points} --entry=counter.py", "MLproject", "key_packages: [nunpy]\n", 1, "names nunpy, which is not"),
     ],
 )
 @pytest.mark.usefixtures("signals_as_they_were")
