@@ -7,14 +7,16 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import prefect
 from prefect import Flow
-from prefect.settings import PREFECT_API_URL
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
@@ -22,9 +24,14 @@ from flows.prefect_server import check_reachable
 from infra import terminal
 from infra.addresses import without_secrets
 from infra.errors import PipelineError, UsageError
-from tasks.cancellation import UNREACHABLE, told_by_prefect
+from infra.waiting import told_when_slow
+from tasks.cancellation import ANSWER_SECONDS, UNREACHABLE, stopped_itself, told_by_prefect
 
 DONE, FAILED = 0, 1
+SECONDS_FOR_THE_END = 40.0
+"""For Prefect's server to take how a run ended; one that is just started again needs 30. A temporary one is not."""
+SECONDS_WHEN_TOLD = 1.5
+"""The same, of a run that was told to stop."""
 STOPPED = "Stopped. Run the same command again: it continues where this one ended."
 
 
@@ -117,32 +124,97 @@ def _run(act: Callable[[], Any], show: Any, given: argparse.Namespace) -> int:
 
 
 def outcome_of(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> Any:
-    """What the flow returned, even if Prefect's server, at the end, is away or knows nothing of the run any more."""
-    outcomes: list[Any] = []
-    body = flow.fn
-
-    @wraps(body)
-    def noted(**parameters: Any) -> Any:
-        # Prefect's engine has put its own reaction to SIGTERM in place, by which a second one interrupts what the
-        # first one began.
-        terminal.interruptible()
-        outcomes.append(body(**parameters))
-        return outcomes[0]
-
-    flow.fn = noted
+    """What the flow returned or raised, even if Prefect's server, at the end, is away, hangs, or has lost the run."""
+    server = None
     if PREFECT_API_URL.value() is None:
         # The whole server, and most of Prefect, is imported.
         from flows.temporary_server import TemporaryServer, check_disk
 
         check_disk()
-        TemporaryServer()
+        server = TemporaryServer()
+    run = _Run(flow)
+    retries = {PREFECT_CLIENT_MAX_RETRIES: 1} if server else {}  # If it has died, it does not come back.
     try:
-        flow(**parameters)
-    except UNREACHABLE as error:
-        if not outcomes:
+        with temporary_settings(retries), run.told_of_prefect():
+            try:
+                flow(**parameters)
+            except (*UNREACHABLE, terminal.OutOfTime):
+                raise
+            except Exception:
+                _hand_over()
+                raise
+            _hand_over()
+    except (*UNREACHABLE, terminal.OutOfTime) as error:
+        if server:
+            server.kill()  # It may hang, and would stay.
+        if run.failures:
+            raise run.failures[0] from None
+        if not run.outcomes:
             raise
-        terminal.say(f"\nPrefect does not know that this run ended well: {told_by_prefect(error)}\n")
-    return outcomes[0]
+        why = "its server does not answer" if isinstance(error, terminal.OutOfTime) else told_by_prefect(error)
+        terminal.say(f"\nPrefect does not know that this run ended well: {why}\n")
+    return run.outcomes[0]
+
+
+class _Run:
+    """A run of `flow`, whose end Prefect's server, if it hangs, holds up no longer than it may."""
+
+    def __init__(self, flow: Flow[..., Any]) -> None:
+        self.outcomes: list[Any] = []
+        self.failures: list[Exception] = []
+        self._waiting = ExitStack()
+        body = flow.fn
+
+        @wraps(body)
+        def noted(**parameters: Any) -> Any:
+            # Prefect's engine has put its own reaction to SIGTERM in place, by which a second one interrupts what the
+            # first one began.
+            terminal.interruptible()
+            terminal.limit_when_told(0)
+            self._waiting.close()
+            try:
+                self.outcomes.append(body(**parameters))
+            except Exception as error:
+                self.failures.append(error)
+                raise
+            else:
+                # From here on Prefect's engine takes for a failure of the run what its server does not take.
+                logger = logging.getLogger("prefect.flow_runs")
+                logger.addFilter(_no_error)
+                self._waiting.callback(logger.removeFilter, _no_error)
+            finally:
+                self._wait("note how the run ended", SECONDS_FOR_THE_END if PREFECT_API_URL.value() else ANSWER_SECONDS)
+            return self.outcomes[0]
+
+        flow.fn = noted
+
+    def _wait(self, attempt: str, seconds: float) -> None:
+        if PREFECT_API_URL.value() or self.outcomes or self.failures:  # That a temporary one starts is said already.
+            self._waiting.enter_context(told_when_slow("Prefect's server", attempt))
+        terminal.limit(seconds)
+        if not stopped_itself.is_set():  # Then nobody waits for the prompt.
+            terminal.limit_when_told(SECONDS_WHEN_TOLD)
+
+    @contextmanager
+    def told_of_prefect(self) -> Iterator[None]:
+        """Around the flow: what is in the block, but for the flow's own steps, waits for Prefect's server."""
+        try:
+            self._wait("begin the run", 0)
+            yield
+        finally:
+            terminal.limit(0)
+            terminal.limit_when_told(0)
+            self._waiting.close()
+
+
+def _no_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
+
+
+def _hand_over() -> None:
+    """Wait until Prefect's server has what it was told last, lines and the states of steps, or time is up."""
+    with suppress(terminal.OutOfTime):
+        APILogWorker.drain_all(at_exit=False)
 
 
 class _FirstLine(logging.Formatter):
@@ -162,11 +234,25 @@ class _FirstLine(logging.Formatter):
 
 
 def _quiet_tracebacks() -> None:
-    def wanted(record: logging.LogRecord) -> bool:
-        # Prefect tells of each step that a stopped run leaves, as of a crash.
-        return not (terminal.was_told() and Path(prefect.__file__).parent in Path(record.pathname).parents)
+    logging.raiseExceptions = False  # Prefect's handler tells of each line that a server did not take.
 
-    for handler in logging.getLogger().handlers:
+    told: set[str] = set()
+
+    def wanted(record: logging.LogRecord) -> bool:
+        place = Path(record.pathname)
+        if Path(prefect.__file__).parent not in place.parents:
+            return True
+        # Prefect tells of each step that a stopped run leaves, as of a crash; and of each event that a server did not
+        # take, which nobody misses of one that ends with the run, and once is enough of any other.
+        if terminal.was_told():
+            return False
+        if place.parent.name not in ("events", "concurrency"):
+            return True
+        again = str(record.msg) in told
+        told.add(str(record.msg))
+        return not again and PREFECT_API_URL.value() is not None
+
+    for handler in (*logging.getLogger().handlers, *logging.getLogger("prefect._internal").handlers):
         handler.addFilter(wanted)
         if handler.formatter:
             handler.setFormatter(_FirstLine(handler.formatter))

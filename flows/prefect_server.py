@@ -3,21 +3,14 @@
 Prefect's own client asks for 30 s a server that is away, and for minutes one that hangs, and then names no reason.
 """
 
-from contextvars import copy_context
-from functools import partial
-
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from infra.addresses import without_secrets
-from infra.background import in_background
 from infra.errors import PrefectUnreachable
 from infra.proxies import through_proxy
-from tasks.cancellation import told_by_prefect
-
-ANSWER_SECONDS = 20.0
-"""As long as any request has; a server that has just started needs more than a moment."""
+from tasks.cancellation import ANSWER_SECONDS, ask, told_by_prefect
 
 
 def check_reachable(timeout_seconds: float = ANSWER_SECONDS) -> None:
@@ -26,8 +19,7 @@ def check_reachable(timeout_seconds: float = ANSWER_SECONDS) -> None:
     if url is None:
         return
     try:
-        # Connecting, with its repetitions, has no limit of its own. In this context, where Prefect keeps its settings.
-        in_background(partial(copy_context().run, _ask)).result(timeout_seconds)
+        ask("begin a run", _ask, timeout_seconds)
     except Exception as error:  # A RuntimeError of Prefect's, whatever the cause; a ValueError for what is no address.
         cause = error.__cause__ or error
         remedy = "Start it, correct PREFECT_API_URL (or Prefect's profile), or unset it to use a temporary server."

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from prefect.runtime import flow_run
 from flows.learning_curve import learning_curve
 from infra.experiment_tracker import Run
 from infra.services import Services
-from tasks.cancellation import UNREACHABLE, told_by_prefect
+from tasks.cancellation import UNREACHABLE, ask, told_by_prefect
 from tasks.champion import standing
 from tasks.handoffs import ModelVersion, TrainingRun
 from tasks.job_output import PHASES
@@ -168,8 +169,9 @@ def publish_report(
     )
     page = _markdown(report, facts, links)
     # Without a key: the link on the flow run's page then opens it, and not a list of the reports of all runs.
+    publish = partial(create_markdown_artifact, page, description=f"Report: {_headline(report)}")
     try:
-        create_markdown_artifact(page, description=f"Report: {_headline(report)}")
+        ask("take the report", publish)
     except UNREACHABLE as error:
         LOGGER.warning("The report is not on the page of this flow run: %s", told_by_prefect(error))
     curve = learning_curve(tracker.metric_histories(run.run_id, sorted(report.metrics)))

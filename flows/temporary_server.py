@@ -1,24 +1,29 @@
 """The Prefect server of a run that names none: it ends after the run, and never before.
 
 Prefect starts it as a child like any other: Ctrl-C in a terminal would end it before the flow, which then asks it for
-minutes for leave to end; and after a `kill -9` of the flow it would stay.
+minutes for leave to end; and after a `kill -9` of the flow it would stay. What goes wrong in it shows in the terminal
+of the run, as if it were the run's.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 
+import httpx
 import uvicorn
 from prefect.server.api.server import SubprocessASGIServer, create_app
 from prefect.settings import get_current_settings
 
-from infra.errors import SettingsError
+from infra.errors import PrefectUnreachable, SettingsError
 from infra.settings import PROJECT_ROOT, child_environment
 
 NEEDED_DISK_BYTES = 20_000_000
 """A new database and its log take 6 MB, and a run adds 0.2 MB."""
+SECONDS_TO_END = 1.0
 
 
 def check_disk() -> None:
@@ -36,6 +41,35 @@ def check_disk() -> None:
 class TemporaryServer(SubprocessASGIServer):
     """Prefect's own class, which keeps one instance per port: whoever asks it for a server gets the first one made."""
 
+    @property
+    def log(self) -> Path:
+        """What it says, and those before it in the same home."""
+        return get_current_settings().home / "temporary-server.log"
+
+    def start(self, timeout: int | None = None) -> None:
+        """Raise `PrefectUnreachable` if it does not come up."""
+        try:
+            super().start(timeout)
+        except (RuntimeError, httpx.HTTPError) as error:
+            raise PrefectUnreachable(
+                f"Prefect's temporary server in {get_current_settings().home} did not start: {error}\n"
+                f"See {self.log}. Run the same command again, or set PREFECT_HOME to a folder elsewhere."
+            ) from error
+
+    def stop(self) -> None:
+        """Let it end, or end it if it hangs: Prefect's own way waits for longer than anybody at a prompt."""
+        if self.server_process:
+            self.server_process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.server_process.wait(SECONDS_TO_END)
+            self.kill()
+        super().stop()
+
+    def kill(self) -> None:
+        """End it on the spot; whoever waits for its answer then waits no more."""
+        if self.server_process:
+            self.server_process.kill()
+
     def _run_uvicorn_command(self) -> subprocess.Popen[bytes]:
         environment = {
             **child_environment(
@@ -46,13 +80,16 @@ class TemporaryServer(SubprocessASGIServer):
             ),
             **get_current_settings().to_environment_variables(exclude_unset=True),
         }
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(self.port)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=2,
-            start_new_session=True,
-        )
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(self.port)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
 
 def _end_with_our_owner() -> None:

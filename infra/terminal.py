@@ -30,6 +30,8 @@ closed: set[str] = set()
 """Of stdin, stdout and stderr, those that this process was started without."""
 
 _told: list["Stopped"] = []
+_seconds_when_told: list[float] = []
+_out_of_time: list[bool] = []
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,6 +40,10 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.status = 128 + number
+
+
+class OutOfTime(Exception):
+    """What `main` waits for takes too long. No TimeoutError, after which HTTP clients try again."""
 
 
 def attach() -> None:
@@ -83,7 +89,8 @@ def run(main: Callable[[], int], said: str = STOPPED) -> NoReturn:
     if stopped:
         status = stopped.status
         say(f"\n{said}\n")
-        Thread(target=_end_within, args=(SECONDS_TO_END, status), daemon=True).start()
+    seconds = 0.0 if _out_of_time else SECONDS_TO_END
+    Thread(target=_end_within, args=(seconds, status), daemon=True).start()
     sys.exit(status)
 
 
@@ -97,6 +104,19 @@ def _with_its_answer_written(main: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     return status
+
+
+def limit(seconds: float) -> None:
+    """Interrupt `main` with `OutOfTime` after so many seconds, and every second from then on; 0: no more."""
+    signal.signal(signal.SIGALRM, _raise_out_of_time)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1 if seconds else 0)
+
+
+def limit_when_told(seconds: float) -> None:
+    """From now on limit `main` to so many seconds after it was told to end, or after now; 0: as long as it takes."""
+    _seconds_when_told[:] = [seconds] if seconds else []
+    if _told:
+        limit(seconds)
 
 
 def interruptible() -> None:
@@ -128,7 +148,14 @@ def _raise_stopped(number: int, frame: FrameType | None) -> None:
             return
         error = error.__context__
     _told.append(Stopped(number))
+    if _seconds_when_told:
+        limit(_seconds_when_told[0])
     raise _told[-1]
+
+
+def _raise_out_of_time(number: int, frame: FrameType | None) -> None:
+    _out_of_time.append(True)
+    raise OutOfTime("no answer in time")
 
 
 def _stop_if_nobody_reads(number: int, frame: FrameType | None) -> None:

@@ -5,8 +5,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from functools import partial
 from threading import Lock
 from uuid import UUID
+
+from infra.background import in_background
 
 LOGGER = logging.getLogger(__name__)
 
@@ -16,27 +20,47 @@ SECONDS_BETWEEN = 2.0
 
 
 class ProgressArtifact:
-    """A bar on the pages of a flow run and its task run. It is for the eye: a server that is away ends no work."""
+    """A bar on the pages of a flow run and its task run. It is for the eye: a server that is away, or hangs, ends no
+    work and holds none up."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._id: UUID | None = None
+        self._lock = Lock()
+        self._wanted: float | None = None
+        self._busy = False
 
     @property
     def shown(self) -> bool:
-        return self._id is not None
+        return self._wanted is not None
 
     def show(self, percent: float) -> None:
+        """Returns at once; of what comes while the server is slow, the last is shown."""
+        with self._lock:
+            self._wanted = round(percent, 1)  # The pages show every digit.
+            if not self._busy:
+                self._busy = True
+                # In this context, where Prefect finds the run.
+                in_background(partial(copy_context().run, self._send))
+
+    def _send(self) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
         from tasks.cancellation import UNREACHABLE
 
-        percent = round(percent, 1)  # The pages show every digit.
-        with suppress(*UNREACHABLE):
-            if self._id is None:
-                self._id = create_progress_artifact(percent, description=self._title)  # type: ignore[assignment]
-            else:
-                update_progress_artifact(self._id, percent)
+        sent: float | None = None
+        while True:
+            with self._lock:
+                if sent == self._wanted:
+                    self._busy = False
+                    return
+                sent = self._wanted
+            assert sent is not None
+            with suppress(*UNREACHABLE):
+                if self._id is None:
+                    self._id = create_progress_artifact(sent, description=self._title)  # type: ignore[assignment]
+                else:
+                    update_progress_artifact(self._id, sent)
 
 
 @contextmanager

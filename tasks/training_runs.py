@@ -19,7 +19,7 @@ from infra.services import Services
 from infra.settings import Settings
 from infra.source_code import source_state
 from infra.terminal import Stopped
-from tasks.cancellation import is_cancelled
+from tasks.cancellation import was_cancelled
 from tasks.handoffs import Dataset
 from tasks.training import Training, TrainingRequest
 
@@ -173,7 +173,7 @@ def closing_run(tracker: ExperimentTracker, run_id: str, lease: Lease) -> Iterat
         try:
             tracker.end_run(run_id, "FAILED" if failed else "KILLED", cause)
             # Asked after the run is closed, for Prefect may be slow to answer.
-            if not failed and is_cancelled():
+            if not failed and was_cancelled(error):
                 tracker.set_tags(run_id, {"cause": "cancelled in Prefect"})
         except TrackerError as second:
             LOGGER.warning("Run %s could not be closed, the next attempt does it: %s", run_id, second)

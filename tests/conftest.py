@@ -55,6 +55,7 @@ LONGEST = (
     "test_ray_cluster.py",
     "test_train_mnist.py",
     "test_ray_launcher.py",
+    "test_prefect_lost.py",
     "test_torture.py",
     "test_train.py",
     "test_training_program.py",

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from infra.experiment_tracker import ExperimentTracker
+from infra.experiment_tracker import ExperimentTracker, Run
 from infra.services import Services
 from infra.settings import Settings, load_settings
 
@@ -30,6 +30,8 @@ QUICK = (
     "--learning-rate=0.005",
 )
 """Hyperparameters with which the small data set takes seconds."""
+LONG = (*QUICK, "--epochs=1000")
+"""The same for more than a minute."""
 
 
 @dataclass
@@ -138,3 +140,22 @@ def descendants(pid: int) -> list[psutil.Process]:
 def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that are alive; a zombie is not."""
     return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def assert_stopped(
+    pipeline: Pipeline, process: subprocess.Popen[str], started: list[psutil.Process], status: int
+) -> Run:
+    """That the flow, which was told to, ends at once and has left everything in order; returns its run."""
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    # 3 s where nothing else runs, and the tests do not run alone.
+    assert time.monotonic() - began < 10
+    assert process.returncode == status
+    wait_until(lambda: not still_running(started), 5, "the end of what the flow had started")
+    (run,) = pipeline.tracker.find_runs("keras-mnist", {"dataset": "mnist"})
+    assert run.status == "KILLED"
+    assert list((pipeline.folder / "home" / "scratch").iterdir()) == []
+    assert pipeline.log.count("Stopped. Run the same command again") == 1
+    for word in ("Traceback", "Crash", "Running()"):
+        assert word not in pipeline.log
+    return run

@@ -3,12 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from uuid import uuid4
 
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.prefect_server import check_reachable
 from infra.errors import PrefectUnreachable
+from tasks.cancellation import ask, state_of
 from tests.http_server import Behaviour, refusing, serving
 from tests.silent_server import silent_server
 
@@ -43,6 +46,11 @@ def test_a_server_that_will_not_do_is_told_with_the_reason(monkeypatch: pytest.M
         del os.environ["HTTP_PROXY"]
     with silent_server() as address:
         assert "did not answer within 0.5 s" in refused(address, 0.5)
+        with (
+            temporary_settings({PREFECT_API_URL: address}),
+            pytest.raises(TimeoutError, match=r"no answer within 0\.3 s"),
+        ):
+            ask("know a run", partial(state_of, str(uuid4())), 0.3)
     with answering(401) as address:
         told = refused(address)
         assert "answered HTTP 401.\nCheck PREFECT_API_AUTH_STRING" in told

@@ -78,6 +78,26 @@ def test_a_signal_is_told_in_a_sentence_and_a_second_one_interrupts_nothing(numb
     assert process.returncode == 128 + number
 
 
+def test_what_hangs_once_main_was_told_to_end_is_interrupted() -> None:
+    code = """
+def hanging():
+    terminal.limit_when_told(2)
+    try:
+        main()
+    finally:
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        time.sleep(600)
+
+terminal.run(hanging)
+"""
+    process = start(MAIN.partition("terminal.run(")[0] + code)
+    assert next_line(process) == "ready"
+    signal_group(process, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=10)
+    assert (stdout, stderr) == ("tidying up\nin order\n", f"\n{STOPPED}\n")
+    assert process.returncode == 130
+
+
 def test_a_stop_that_was_lost_in_a_destructor_can_be_told_again() -> None:
     code = """
 class Lossy:
