@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,22 @@ import mlflow
 import psutil
 import pytest
 
-from infra.experiment_tracker import Run
 from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import check_output_dir
 from tasks.job_output import PHASES
 from tasks.training_program.dataset_files import FILE_NAMES, TEST_IMAGES, TRAIN_IMAGES
 from tests.conftest import SmallDataset, small_pipeline
-from tests.pipeline import QUICK, ROOT, Pipeline, descendants, signal_group, still_running, wait_until
+from tests.pipeline import (
+    LONG,
+    QUICK,
+    ROOT,
+    Pipeline,
+    assert_stopped,
+    descendants,
+    signal_group,
+    still_running,
+    wait_until,
+)
 from tests.s3_server import KEY_ID, SECRET, s3_server
 
 pytestmark = pytest.mark.slow
@@ -293,28 +301,6 @@ def test_two_machines_with_one_mlflow_and_one_store_train_the_same_once(
     assert list((tmp_path / "store" / "leases").iterdir()) == []
 
 
-LONG = (*QUICK, "--epochs=1000")
-
-
-def assert_stopped(
-    pipeline: Pipeline, process: subprocess.Popen[str], started: list[psutil.Process], status: int
-) -> Run:
-    """That the flow has left everything in order; returns its run."""
-    began = time.monotonic()
-    process.communicate(timeout=60)
-    # 3 s where nothing else runs, and the tests do not run alone.
-    assert time.monotonic() - began < 10
-    assert process.returncode == status
-    wait_until(lambda: not still_running(started), 5, "the end of what the flow had started")
-    (run,) = pipeline.tracker.find_runs("keras-mnist", {"dataset": "mnist"})
-    assert run.status == "KILLED"
-    assert list((pipeline.folder / "home" / "scratch").iterdir()) == []
-    assert pipeline.log.count("Stopped. Run the same command again") == 1
-    for word in ("Traceback", "Crash", "Running()"):
-        assert word not in pipeline.log
-    return run
-
-
 def test_sigterm_ends_everything_and_is_told(fresh_pipeline: Pipeline, prefect_api: str) -> None:
     process = fresh_pipeline.start(*LONG)
     fresh_pipeline.wait_for_log("epoch 3/1000", process)
@@ -349,6 +335,19 @@ def test_ctrl_c_in_a_terminal_ends_a_run_with_a_temporary_prefect_server(
         os.close(keyboard)
         os.close(terminal)
     assert run.tags["cause"] == "told to stop (SIGINT)"
+
+
+def test_a_run_whose_output_is_read_no_further_ends_soon_as_any_program_does(fresh_pipeline: Pipeline) -> None:
+    line = '{ "$@" 2>&1; echo "status $?" >&2; } | sed "/epoch 3/q"'
+    command = [sys.executable, "-m", "flows.train_mnist", f"--output-dir={fresh_pipeline.output_dir}", *LONG]
+    environment = {**os.environ, **fresh_pipeline.environment}
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1].count("epoch 3/1000") == 1
+    assert done.stderr == "status 141\n"
+    (run,) = fresh_pipeline.tracker.find_runs("keras-mnist", {"dataset": "mnist"})
+    assert (run.status, run.tags["cause"]) == ("KILLED", "told to stop (SIGPIPE)")
 
 
 def test_a_training_that_dies_fails_the_run_and_the_next_one_continues_it(fresh_pipeline: Pipeline) -> None:
