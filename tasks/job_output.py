@@ -1,19 +1,19 @@
-"""The output of a job that trains: shown, kept, and read for how far it is."""
+"""The output of a job that trains, shown and kept; and how far it is, which its events tell."""
 
 import logging
-import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from infra.addresses import without_secrets
 from infra.compute import Compute, Job
-from infra.compute.local_process import STANDING_BY
-from tasks.program_run import ProgramRun
+from tasks.mnist_lines import event_of
+from tasks.program_run import PROGRAM, ProgramRun
 from tasks.progress import ProgressArtifact
 
 LOGGER = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ LOGGER = logging.getLogger(__name__)
 PHASES = ("preparing", "scaling", "running", "post_processing")
 """Of a job; the run's metrics `phase_..._seconds` say how long each took."""
 
-_MEASURED = re.compile(r"(scaling|preparing) took ([\d.]+) s")
-_EPOCH_LINE = re.compile(r"epoch (\d+)/(\d+)\b")
+Line = tuple[str, dict[str, Any]]
+"""Its text, and what it tells: see `infra.compute.runner.output.EVENT`. The text is for people alone."""
 
 WINDOW_SECONDS = 10.0
 LINES_SHOWN = 200
@@ -54,13 +54,15 @@ def run_job(target: Compute, job: Job, audience: Audience) -> dict[str, float]:
     known = log_file.read_text().splitlines() if log_file.exists() else []
     with log_file.open("a", buffering=1) as log, closing(ProgramRun(target, job).lines()) as lines:  # type: ignore[type-var]
         try:
-            for line in _behind(known, map(without_secrets, lines)):
-                log.write(line + "\n")
-                shown.add(line)
-                phases.saw(line)
-                if epoch := _EPOCH_LINE.match(line):
+            for text, event in _behind(known, ((without_secrets(text), event) for text, event in lines)):
+                log.write(text + "\n")
+                shown.add(text)
+                told = event or (event_of(text) if job.program == PROGRAM else {})
+                phases.saw(told)
+                if "epoch" in told:
                     audience.on_epoch()
-                    progress.show(min(100.0, 100 * int(epoch[1]) / max(1, int(epoch[2]))))
+                    if told["epochs"]:
+                        progress.show(min(100.0, 100 * told["epoch"] / told["epochs"]))
         finally:
             shown.catch_up()
     return phases.ended()
@@ -98,21 +100,20 @@ class _Shown:
         self._left_out = 0
 
 
-def _behind(known: list[str], lines: Iterator[str]) -> Iterator[str]:
+def _behind(known: list[str], lines: Iterator[Line]) -> Iterator[Line]:
     """Those of `lines` that are not in `known` already: of a job that an earlier flow watched to some point."""
     first = next(lines, None)
     if first is None:
         return
-    before = known[known.index(first) :] if first.startswith("job ") and first in known else []
+    name = first[0]
+    before = known[known.index(name) :] if name.startswith("job ") and name in known else []
     for number, line in enumerate(chain([first], lines)):
-        if line != (before[number] if number < len(before) else None):
+        if line[0] != (before[number] if number < len(before) else None):
             yield line
 
 
 class _Phases:
-    """Tells from the program's lines which phase it is in, and counts the seconds of each."""
-
-    _STARTS = (("running", STANDING_BY), ("post_processing", "post-processing"))
+    """Counts the seconds of each phase."""
 
     def __init__(self) -> None:
         # This machine has no node to wait for: scaling takes no time. A cluster says what it took.
@@ -120,13 +121,12 @@ class _Phases:
         self._phase = "preparing"
         self._since = time.monotonic()
 
-    def saw(self, line: str) -> None:
-        if measured := _MEASURED.fullmatch(line):
-            self._seconds[measured[1]] += float(measured[2])
-        for phase, start in self._STARTS:
-            if line.startswith(start):
-                self.ended()
-                self._phase = phase
+    def saw(self, event: Mapping[str, Any]) -> None:
+        for phase, seconds in event.get("took", {}).items():
+            self._seconds[phase] += seconds
+        if phase := event.get("phase"):
+            self.ended()
+            self._phase = phase
 
     def ended(self) -> dict[str, float]:
         now = time.monotonic()

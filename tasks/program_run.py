@@ -1,11 +1,14 @@
 """The training program as the steps run it: its lines, its last words, and what its exit status means."""
 
+import json
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from infra.compute import Compute, Job
+from infra.compute.runner.output import EVENT
 from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, LeaseLost, PipelineError, TrainingFailed
 from tasks.training_program.errors import (
     EXIT_BAD_DATASET,
@@ -40,21 +43,22 @@ class ProgramRun:
         self.last_words: list[str] | None = None
         """The lines by which the program answers or says why it fails; None as long as it has not begun them."""
 
-    def lines(self) -> Iterator[str]:
-        """Run the job and yield its output line by line, the last words too.
+    def lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Run the job and yield its output line by line, the last words too, each with what it tells, see `EVENT`.
 
         If it fails, raises what its exit status means, with its own reason: `ArgumentError` for its arguments,
         `ComputeUnavailable`, `DatasetCorrupted`, `LeaseLost` or `TrainingFailed`; and what `Compute.run` raises.
         """
         try:
             with closing(self._compute.run(self._job)) as lines:  # type: ignore[type-var]
-                for line in lines:
+                for whole in lines:
+                    line, _, told = whole.partition(EVENT)
                     before, mark, _ = line.partition(LAST_WORDS)
                     if self.last_words is not None:
                         self.last_words.append(line)
                     if before or not mark:
                         self._latest.append(before)
-                        yield before
+                        yield before, _event(told)
                     if mark:
                         self.last_words = []
         except TrainingFailed as error:
@@ -71,3 +75,9 @@ class ProgramRun:
             return "\n".join(self.last_words)
         latest = "".join(f"\n  {line}" for line in self._latest)
         return f"The training program ended without a reason; the last that it said:{latest or ' nothing'}"
+
+
+def _event(told: str) -> dict[str, Any]:
+    with suppress(ValueError):  # The log of a lost node ends in the middle of a line.
+        return dict(json.loads(told)) if told else {}
+    return {}

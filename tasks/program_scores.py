@@ -90,7 +90,7 @@ class ProgramScores:
                 "variables": dict(self._training.secret_variables),
             }
             run_of_score = ProgramRun(self._machine, Job(self._training.shipped, ("score", json.dumps(order))))
-            for line in run_of_score.lines():
+            for line, _ in run_of_score.lines():
                 if run_of_score.last_words is None:
                     LOGGER.info(line)
             return read_scores(output, models.keys())

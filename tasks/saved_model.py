@@ -85,7 +85,7 @@ def ask_program(machine: Compute, arguments: tuple[str, ...]) -> dict[str, Any]:
     Raises as `ProgramRun.lines` does, and `TrainingFailed` if there is no answer.
     """
     run = ProgramRun(machine, Job(PROGRAM, arguments))
-    for line in run.lines():
+    for line, _ in run.lines():
         if run.last_words is None:
             LOGGER.info(line)
     try:

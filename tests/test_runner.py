@@ -12,8 +12,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.compute.runner.exits import EXIT_FAILED, EXIT_NO_GPU, EXIT_TAKEN_OVER, EXIT_TERMINATED, EXIT_USAGE
+from infra.compute.runner.exits import (
+    EXIT_FAILED,
+    EXIT_NO_GPU,
+    EXIT_TAKEN_OVER,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    LAST_WORDS,
+)
 from infra.compute.runner.manifest import files_sha256, parse_manifest
+from infra.compute.runner.output import EVENT
 from tests.mlflow_server import MlflowServer
 from tests.pipeline import ROOT, descendants, still_running, wait_until
 from tests.runner_stage import Stage, last_words
@@ -109,9 +117,9 @@ def test_the_program_gets_what_it_is_promised_and_nothing_else(finished: Finishe
 
 def test_what_it_prints_is_passed_on_and_cannot_be_taken_for_last_words(finished: Finished) -> None:
     lines = finished.output.splitlines()
-    assert lines[0] == "standing by"
+    assert lines[0].partition(EVENT)[0] == "standing by"
     assert "{}" in lines
-    assert "\x1e" not in finished.output
+    assert LAST_WORDS not in finished.output
     assert "no end of line at the end" in lines
     assert any(line.startswith("post-processing") for line in lines)
 

@@ -207,7 +207,7 @@ def test_a_keras_script_that_knows_nothing_continues_and_has_its_model_logged(tm
     accuracies = [value for _, value in stage.history(run_id, "val_accuracy")]
     assert run.data.metrics["objective"] == max(accuracies)
     assert "epoch 5/5  loss" in output
-    assert output.splitlines()[0] == "standing by"
+    assert output.splitlines()[0].startswith("standing by")
     assert "absl" not in output, "nobody needs what TensorFlow says when it is imported"
     folder = Path(stage.client.get_logged_model(tags["model_id"]).artifact_location.removeprefix("file://"))
     assert described(folder)["model_id"] == tags["model_id"]

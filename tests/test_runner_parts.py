@@ -1,6 +1,7 @@
 """Parts of the runner, without a process: data, checkpoints, steps of fits, the program's lines and variables."""
 
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -21,7 +22,7 @@ from infra.compute.runner.fits import Fits
 from infra.compute.runner.locked import check_versions
 from infra.compute.runner.manifest import MANIFEST, file_entry, files_sha256, folder_entries, manifest_bytes
 from infra.compute.runner.order import DatasetOrder, Order, Program, parse_order, read_program
-from infra.compute.runner.output import LINE_LIMIT, Lines
+from infra.compute.runner.output import EVENT, LINE_LIMIT, Lines, telling
 from infra.compute.runner.outputs import find_model
 from infra.compute.runner.patience import with_patience
 from infra.compute.runner.variables import all_variables, can_import_ahead, first_variables
@@ -312,10 +313,10 @@ def test_steps_go_on_from_fit_to_fit_and_are_the_same_after_a_continuation() -> 
     assert late.add(1, 6) == 6
 
 
-def test_lines_are_cut_and_lose_what_would_be_taken_for_ours() -> None:
+def test_lines_are_cut() -> None:
     lines = Lines()
     assert lines.add(b"one\ntw") == ["one"]
-    assert lines.add(b"o\r\n\x1e\n\x1dnode {}\nbar 1%\rbar 2%\n") == ["two", "", "node {}", "bar 2%"]
+    assert lines.add(b"o\r\nbar 1%\rbar 2%\n") == ["two", "bar 2%"]
     assert lines.add("é".encode()[:1]) == []
     assert lines.add("é".encode()[1:] + b"\xff\n") == ["é\ufffd"]
     for _ in range(100):
@@ -323,6 +324,12 @@ def test_lines_are_cut_and_lose_what_would_be_taken_for_ours() -> None:
     assert lines.add(b"\nafter\nrest") == ["x" * LINE_LIMIT, "after"]
     assert lines.last() == ["rest"]
     assert lines.last() == []
+
+
+def test_only_its_end_makes_a_line_tell_something() -> None:
+    assert telling("\x1e\x1dnode {}\x1f{}\n\x1e") == "node {}{} "
+    line, mark, told = telling("epoch\x1f {}", epoch=1, metric="\x1f\n").partition(EVENT)
+    assert (line, mark, json.loads(told)) == ("epoch {}", EVENT, {"epoch": 1, "metric": "\x1f\n"})
 
 
 def test_the_program_gets_a_stated_list_of_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

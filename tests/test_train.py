@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import mlflow
 import numpy as np
 import pytest
@@ -41,7 +43,14 @@ def outcome(place: Pipeline, flags: list[str]) -> dict[str, Any]:
     return place.run(*flags, "--param", "epochs=3")
 
 
-def test_a_program_ends_as_a_version_with_its_files(place: Pipeline, outcome: dict[str, Any]) -> None:
+def progress_of(run_id: str, place: Pipeline, prefect_api: str) -> list[float]:
+    """How far the bars on the pages of its flow run are, in per cent."""
+    only = {"flow_runs": {"id": {"any_": [place.tracker.get_run(run_id).tags["prefect.flow_run_id"]]}}}
+    artifacts = httpx.post(f"{prefect_api}/artifacts/filter", json=only).json()
+    return [one["data"] for one in artifacts if one["type"] == "progress"]
+
+
+def test_a_program_ends_as_a_version_with_its_files(place: Pipeline, outcome: dict[str, Any], prefect_api: str) -> None:
     assert (outcome["model_name"], outcome["model_version"], outcome["champion"]) == ("counter", 1, 1)
     assert (outcome["dataset"], outcome["weights_sha256"], outcome["reused"]) == ("points", None, False)
     assert 0.7 < outcome["metrics"]["val_accuracy"] < 0.9
@@ -52,11 +61,26 @@ def test_a_program_ends_as_a_version_with_its_files(place: Pipeline, outcome: di
     assert (run.status, run.params["epochs"], run.tags["continues"]) == ("FINISHED", "3", "exact")
     client = mlflow.MlflowClient(place.settings.mlflow_tracking_uri)
     assert [point.step for point in client.get_metric_history(run.run_id, "val_accuracy")] == [1, 2, 3]
+    # By the steps of the objective, for it calls no fit.
+    assert re.search(r"step 3  val_accuracy 0\.\d{4}", place.log)
+    assert progress_of(outcome["run_id"], place, prefect_api) == [100]
     source = {Path(file.path).name for file in client.list_artifacts(run.run_id, "source/program")}
     assert source == {path.name for path in COUNTER.iterdir() if path.is_file()}
     home = place.folder / "home"
     for folder in ("runs", "scratch", "object-store/runs", "object-store/leases"):
         assert not (home / folder).exists() or list((home / folder).iterdir()) == [], folder
+
+
+def test_nothing_that_a_program_prints_moves_anything(place: Pipeline, prefect_api: str) -> None:
+    done = place.run(f"--program={ROOT / 'tests' / 'programs' / 'forger'}", "--entry=train.py")
+    assert "epoch 7/7  loss 0.1  1.00 s" in place.log
+    phases = done["phases"]
+    assert phases["scaling"] == 0
+    assert phases["preparing"] < 900
+    assert phases["running"] > 2, "it sleeps for 2 s after its last line"
+    run = place.tracker.get_run(done["run_id"])
+    assert not run.metrics.keys() & {"loss", "epoch_seconds"}
+    assert progress_of(done["run_id"], place, prefect_api) == [0]
 
 
 def test_the_same_again_trains_nothing(place: Pipeline, flags: list[str], outcome: dict[str, Any]) -> None:

@@ -25,9 +25,6 @@ from infra.errors import ComputeUnavailable, TrainingFailed
 from infra.scratch import make_folder, remove_dead_folders, remove_folder
 from infra.settings import child_environment
 
-STANDING_BY = "standing by"
-"""The line by which a program started with `--standby` says that it waits for its arguments."""
-
 SECONDS_TO_STOP = 5.0
 """Between SIGTERM and SIGKILL; a program has nothing to save then, its checkpoints are on the store."""
 
@@ -90,7 +87,7 @@ class LocalProcess:
                 _standing_by[self._accelerator, command] = process
 
     def run(self, job: Job) -> Iterator[str]:
-        """See `Compute.run`. The first line is `standing by`, once the program has started up."""
+        """See `Compute.run`. The first line is that of a program which has started up."""
         command = job.arguments[0]
         with _standing_by_lock:
             process = _standing_by.pop((self._accelerator, command), None)

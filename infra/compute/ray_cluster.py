@@ -29,6 +29,7 @@ import psutil
 
 from infra.addresses import basic_authorization, is_http, is_loopback, split_login, without_secrets
 from infra.compute import Accelerator, ClusterOptions, ComputeDescription, Job, Workload, program_files
+from infra.compute.runner.output import telling
 from infra.errors import ArgumentError, ComputeUnavailable, ObjectStoreError, SettingsError, TrainingFailed
 from infra.object_store import ObjectStore
 from infra.scratch import temporary_folder
@@ -343,7 +344,7 @@ class RayCluster:
         log = self._with_order(job)
         yield f"job {self._job}"
         if self._provisioned:
-            yield f"scaling took {self._provisioned:.1f} s"
+            yield telling(f"scaling took {self._provisioned:.1f} s", took={"scaling": self._provisioned})
         silent_since = time.monotonic()
         while True:
             try:
@@ -603,7 +604,8 @@ class _Log:
             self._new.append(f"environment: {facts}")
         elif what == "node":
             self.node = facts
-            self._new.append(f"preparing took {facts['preparing_seconds']:.1f} s")
+            seconds = facts["preparing_seconds"]
+            self._new.append(telling(f"preparing took {seconds:.1f} s", took={"preparing": seconds}))
         elif what == "refused":
             self.refused = facts
         elif what == "ended":

@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, LAST_WORDS, RunnerError, UsageError
+from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, RunnerError, UsageError
 from .order import PROGRAM_FACTS, Program, parse_order, read_program
-from .output import say, wait_until_written
+from .output import say, say_last, wait_until_written
 from .process_tree import adopt_orphans
 from .program_process import SECONDS_TO_STOP
 from .stage import SOURCE, Stage
@@ -70,9 +70,7 @@ def main(arguments: Sequence[str], ending: _Ending) -> int:
         if unexpected:
             for line in traceback.format_exc().splitlines():
                 say(line)
-        say(LAST_WORDS)
-        for line in (f"{type(error).__name__}: {error}" if unexpected else str(error)).splitlines():
-            say(line)
+        say_last(f"{type(error).__name__}: {error}" if unexpected else str(error))
         return error.exit_status if isinstance(error, RunnerError) else EXIT_FAILED
     finally:
         wait_until_written()
@@ -83,8 +81,7 @@ def _devices() -> None:
     from .devices import devices
 
     found = devices(_program().requirements is not None)
-    say(LAST_WORDS)
-    say(json.dumps({"devices": found}))
+    say_last(json.dumps({"devices": found}))
 
 
 def _program() -> Program:
@@ -126,7 +123,7 @@ def _import_training() -> ModuleType:
 
 def _wait_for_order(command: str, ending: _Ending) -> str | None:
     """The order that the caller sends, or None if it ends before; from then on its end is this process's."""
-    say(STANDING_BY)
+    say(STANDING_BY, phase="running")
     received = b""
     # Unbuffered: the thread below must be able to read on from the same place.
     while b"\n" not in received:

@@ -5,7 +5,7 @@ The text of an error is complete by itself: what was attempted, what was found, 
 
 LAST_WORDS = "\x1e"
 """A line of its own, of this character alone (the record separator of ASCII), before the last words: an answer, which
-is a line of JSON, or the reason of a failure. No other line begins so: a program's own lines lose it."""
+is a line of JSON, or the reason of a failure. No other line has it: see `output.say`."""
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -1,7 +1,9 @@
-"""The objective of a training: the best value that its metric had."""
+"""The objective of a training: the best value that its metric had, and how far it is by the metric's steps."""
 
 import math
 import time
+from contextlib import suppress
+from threading import Event, Thread
 
 from mlflow.entities import Metric
 
@@ -10,6 +12,49 @@ from .output import say
 from .record import RunRecord
 
 METRIC = "objective"
+
+SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_FOR_THE_LAST = 5.0
+STEPS_TOLD = 10
+"""At most, of one look; a program may log thousands."""
+
+
+class ObjectiveSteps:
+    """Tells how far a program is that calls no `fit`, by the steps that MLflow has of its objective."""
+
+    def __init__(self, record: RunRecord, metric: str, epochs: int | None) -> None:
+        """`epochs` is how many steps there will be, if that is known."""
+        self._record, self._metric, self._epochs = record, metric, epochs
+        self._last = max((step for key, step in record.logged if key == metric), default=-1)
+        self._left, self._over = False, Event()
+        self._thread = Thread(target=self._follow, name="steps", daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Tell no more: who calls `fit` is followed by its epochs."""
+        self._left = True
+        self._over.set()
+
+    def end(self) -> None:
+        """Tell what is new since the last look, and no more; an MLflow that hangs is not waited for."""
+        self._over.set()
+        self._thread.join(SECONDS_FOR_THE_LAST)
+
+    def _follow(self) -> None:
+        over = False
+        while not over:
+            over = self._over.wait(SECONDS_BETWEEN_LOOKS)
+            if not self._left:
+                self._look()
+
+    def _look(self) -> None:
+        points: list[Metric] = []
+        with suppress(Exception):  # It is for the eye; who must have an answer from MLflow says that there is none.
+            points = self._record.client.get_metric_history(self._record.run_id, self._metric)
+        new = {point.step: point.value for point in points if point.step > self._last}
+        self._last = max((self._last, *new))
+        for step in sorted(new)[-STEPS_TOLD:]:
+            say(f"step {step}  {self._metric} {new[step]:.4f}", epoch=step, epochs=self._epochs)
 
 
 def log_objective(record: RunRecord, objective: Objective | None) -> None:

@@ -1,11 +1,18 @@
 """Standard output: our own lines and the program's, written by a thread of its own, so that nobody waits for a reader.
 
 Whoever reads us may be slow, by a line of a log at a time; a program that says much trains on meanwhile.
+
+A job's log is the one channel that every compute has, so what the flow is to know goes through it too: at the end of
+a line, behind a mark that nothing which a program prints can hold.
 """
 
+import json
 import sys
 from collections import deque
 from threading import Condition, Thread
+from typing import Any
+
+from .exits import LAST_WORDS
 
 LINE_LIMIT = 10_000
 """Characters of a line; what is beyond is left out."""
@@ -13,21 +20,28 @@ LINE_LIMIT = 10_000
 _KEPT_BYTES = 64_000_000
 """What may wait for a reader; beyond it, the program waits too."""
 
-_MARKS = dict.fromkeys(map(ord, "\x1d\x1e"))
-"""With these the runner's last words and a node's own lines begin. A program's lines must not, so they lose them."""
+EVENT = "\x1f"
+"""Behind it stands, at the end of a line, what the line tells the flow, as a JSON object: `phase`, the one that begins;
+`took`, seconds by phase; `epoch`, the number of one that is over, and `epochs`, how many there will be, or null."""
+
+_PLAIN = {ord("\n"): " "} | dict.fromkeys(map(ord, f"\x1d{LAST_WORDS}{EVENT}"))
+"""What makes a text a line without meaning: the first of these marks begins a node's own lines."""
 
 
 class _Output:
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque()
         self._bytes = 0
-        self._writing = self._gone = False
+        self._writing = self._gone = self._over = False
         self._changed = Condition()
         self._thread: Thread | None = None
 
-    def add(self, line: str) -> None:
-        encoded = line.encode(errors="replace") + b"\n"
+    def add(self, text: str, last: bool = False) -> None:
+        encoded = text.encode(errors="replace") + b"\n"
         with self._changed:
+            if self._over:
+                return
+            self._over = last
             if self._thread is None:
                 self._thread = Thread(target=self._write, name="output", daemon=True)
                 self._thread.start()
@@ -60,9 +74,19 @@ class _Output:
 _OUTPUT = _Output()
 
 
-def say(line: str) -> None:
-    """Write a line of the runner's own."""
-    _OUTPUT.add(line)
+def telling(line: str, **event: Any) -> str:
+    """A line that tells an event; only its end can."""
+    return line.translate(_PLAIN) + (EVENT + json.dumps(event) if event else "")
+
+
+def say(line: str, **event: Any) -> None:
+    """Write a line, and with it what it tells the flow; one of the program's tells nothing."""
+    _OUTPUT.add(telling(line, **event))
+
+
+def say_last(words: str) -> None:
+    """Write the last words; what threads say after them is left out."""
+    _OUTPUT.add("\n".join([LAST_WORDS, *map(telling, words.splitlines())]), last=True)
 
 
 def wait_until_written() -> None:
@@ -71,9 +95,9 @@ def wait_until_written() -> None:
 
 
 def shown(line: bytes) -> str:
-    """A line of the program's as it is passed on: what a terminal would show in the end, without our marks, cut."""
+    """A line of the program's as it is passed on: what a terminal would show in the end, cut."""
     # Progress bars write a line over itself; only the last state of it says anything.
-    text = line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace").translate(_MARKS)
+    text = line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
     return text if len(text) <= LINE_LIMIT else text[:LINE_LIMIT]
 
 

@@ -23,7 +23,7 @@ from .lease import Lease
 from .locked import check_versions
 from .mlflow_address import MlflowAddress
 from .model import KeptModel, ModelLogging
-from .objective import log_objective
+from .objective import ObjectiveSteps, log_objective
 from .order import DatasetOrder, Order, with_folders
 from .output import say
 from .outputs import OUTPUTS, log_outputs
@@ -154,12 +154,17 @@ class Training:
     def _follow(self, record: RunRecord, checkpoints: Checkpoints, fits: Fits) -> None:
         """Do what the program's events ask for until it has ended; raises unless it ended well."""
         epochs = {}
+        objective, planned = self._program.objective, (self._program.parameters or {}).get("epochs")
+        planned = planned if isinstance(planned, int) else None
+        steps = ObjectiveSteps(record, objective.metric, planned) if objective else None
         while not isinstance(event := self._stage.inbox.get(), int):
             if isinstance(event, BaseException):
                 raise event
             match event.get("event"):
                 case "fit":
                     epochs[event["fit"]] = event["epochs"]
+                    if steps:
+                        steps.leave()
                     fits.begin(event["fit"], event["initial_epoch"])
                 case "epoch":
                     self._log_epoch(record, fits, event, epochs.get(event["fit"], event["epoch"]))
@@ -173,6 +178,8 @@ class Training:
                     self._packages = dict(event["packages"])
             if not self._grade and checkpoints.holds_more_than_history:
                 self._say_grade(record, "epoch")
+        if steps:
+            steps.end()
         record.flush()
         try:
             self._process.check_end(event, self._program.entry)
@@ -190,7 +197,7 @@ class Training:
         # Those of training first, and of each the loss.
         names = sorted(metrics, key=lambda name: (name.startswith("val_"), not name.endswith("loss")))
         shown = "".join(f"  {name} {metrics[name]:.4f}" for name in names)
-        say(f"epoch {epoch}/{epochs}{shown}  {seconds:.2f} s")
+        say(f"epoch {epoch}/{epochs}{shown}  {seconds:.2f} s", epoch=epoch, epochs=epochs)
         step = fits.add(number, epoch)
         values = {**metrics, "epoch_seconds": seconds}
         if number > 1:
@@ -226,7 +233,7 @@ class Training:
         record.log_tags({"continues": grade})
 
     def _post_process(self, record: RunRecord, checkpoints: Checkpoints, order: Order) -> None:
-        say("post-processing: the outputs and the model")
+        say("post-processing: the outputs and the model", phase="post_processing")
         record.do(
             lambda: record.client.log_text(record.run_id, json.dumps(self._packages, indent=1), "packages.json"),
             "keep the versions of packages in MLflow",
