@@ -40,7 +40,7 @@ from pydantic import Field
 from flows.preflight import announce, head_start, preflight
 from flows.program_preflight import EXPERIMENT_NAME, prepare, wanted_of
 from flows.reporting import StepSeconds, TrainingReport, publish_report
-from flows.run_log import carry_lines
+from flows.run_log import carry_lines, epochs_alone
 from infra.compute import DEFAULT_OPTIONS, Accelerator, ClusterOptions, ComputeName, compute_target, this_machine
 from infra.scratch import temporary_folder
 from infra.services import Services
@@ -149,13 +149,15 @@ def train(
 ) -> TrainingReport:
     """Train the program in a folder, register its model, bring the model's files here; the report shows itself.
 
+    While it trains, a line is printed for each epoch, and of the log only warnings; the run's pages have all of it.
     `data` is a folder, an address or the name of a data set; of several, a mapping by name. `parameters` are those of
     the program's `MLproject`; `options` those of the flow `train_program`, with the same names. Raises `PipelineError`.
     """
     named = data if isinstance(data, Mapping) else {}
     given = [f"{name}={place}" for name, place in named.items()] if named else [] if data is None else [str(data)]
     texts = {name: str(value) for name, value in (parameters or {}).items()}
-    report: TrainingReport = train_program(program=Path(program), data=given, parameters=texts, **options)
+    with epochs_alone():
+        report: TrainingReport = train_program(program=Path(program), data=given, parameters=texts, **options)
     return report
 
 

@@ -18,6 +18,10 @@ from tasks.progress import ProgressArtifact
 
 LOGGER = logging.getLogger(__name__)
 
+EPOCHS = logging.getLogger(f"{__name__}.epochs")
+"""Gets the line of each epoch once more, in a flood too, for who wants nothing else."""
+EPOCHS.propagate = False
+
 PHASES = ("preparing", "scaling", "running", "post_processing")
 """Of a job; the run's metrics `phase_..._seconds` say how long each took."""
 
@@ -60,6 +64,7 @@ def run_job(target: Compute, job: Job, audience: Audience) -> dict[str, float]:
                 told = event or (event_of(text) if job.program == PROGRAM else {})
                 phases.saw(told)
                 if "epoch" in told:
+                    EPOCHS.info("%s", text)
                     audience.on_epoch()
                     if told["epochs"]:
                         progress.show(min(100.0, 100 * told["epoch"] / told["epochs"]))

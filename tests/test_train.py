@@ -1,6 +1,8 @@
 """A program of a person's own through the whole flow, as the person starts it, on real parts."""
 
+import asyncio
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.reporting import TrainingReport
 from flows.train import train
 from tests.pipeline import ROOT, Pipeline, descendants, still_running, wait_until
 
@@ -129,21 +132,33 @@ def test_a_killed_training_is_continued_to_the_same_weights(
         assert (model["weights"] == weights).all()
 
 
-def test_from_python_the_report_shows_itself(
-    place: Pipeline, prefect_api: str, outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_cell_of_a_notebook_shows_a_line_an_epoch_and_the_report(
+    place: Pipeline, prefect_api: str, outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
-        report = train(
+
+    async def cell() -> TrainingReport:  # A notebook's loop runs while a cell does.
+        return train(
             program=place.folder / "counter",
             data=place.folder / "points",
-            parameters={"epochs": 3},
+            parameters={"epochs": 2},
+            model_name="from-python",
             output_dir=place.folder / "from-python",
         )
-    assert (report.run_id, report.reused) == (outcome["run_id"], True)
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        logging.getLogger().addHandler(console := logging.StreamHandler(sys.stderr))
+        try:
+            report = asyncio.run(cell())
+        finally:
+            logging.getLogger().removeHandler(console)
+    printed, logged = capfd.readouterr()
+    assert [line.partition("  val_accuracy 0.")[0] for line in printed.splitlines()] == ["step 1", "step 2"]
+    assert logged == ""
+    assert not report.reused
     shown = report._repr_markdown_()
-    assert "# counter version 1" in shown
+    assert "# from-python version 1" in shown
     assert "data:image/svg+xml" in shown
     assert (place.folder / "from-python" / "weights.npz").is_file()
 
