@@ -70,10 +70,10 @@ def parse(options: type[BaseModel], parser: argparse.ArgumentParser, given: argp
         parser.error("; ".join(wrong))
 
 
-def run_from_terminal(flow: Flow[..., Any], before: Any, show: Any) -> None:
+def run_from_terminal(flow: Flow[..., Any], before: Callable[[Mapping[str, Any]], None], show: Any) -> None:
     """Run `flow` with the flags of this process and exit with its status.
 
-    `before(**parameters)` is called ahead of the flow, and `show(outcome)` prints what it returned.
+    `before(parameters)` is called ahead of the flow, and `show(outcome)` prints what it returned.
     """
     options = options_model(flow)
     parser = parser_of(options, inspect.getdoc(inspect.getmodule(flow.fn)) or "")
@@ -83,7 +83,7 @@ def run_from_terminal(flow: Flow[..., Any], before: Any, show: Any) -> None:
 
     def act() -> Any:
         check_reachable()
-        before(**parameters)
+        before(parameters)
         return outcome_of(flow, parameters)
 
     run_parsed(act, show, given, parser)

@@ -1,22 +1,15 @@
 """Before anything is paid for: say which services are used, refuse what cannot work, start what takes long."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from prefect.settings import PREFECT_API_URL
 
 from infra.addresses import without_secrets
-from infra.compute import (
-    Accelerator,
-    ClusterOptions,
-    Compute,
-    ComputeName,
-    check_options,
-    compute_target,
-    this_machine,
-)
+from infra.compute import Accelerator, Compute, ComputeName, check_options, compute_target, this_machine
 from infra.errors import PipelineError
 from infra.services import Services
 from infra.settings import Settings, load_settings
@@ -25,7 +18,6 @@ from tasks.dataset_catalog import DatasetDescription, describe_dataset
 from tasks.download_artifacts import check_output_dir
 from tasks.mnist_training import mnist_training
 from tasks.training import TrainingRequest
-from tasks.training_program.hyperparameters import Hyperparameters
 from tasks.training_runs import find_finished
 
 LOGGER = logging.getLogger(__name__)
@@ -56,24 +48,18 @@ def announce(settings: Settings, mirrors: Sequence[str] | None = None) -> None:
     LOGGER.info("Services\n%s", "\n".join(f"  {name:<12}  {place}" for name, place in services.items()))
 
 
-def start_early(
-    hyperparameters: Hyperparameters,
-    compute: ComputeName,
-    accelerator: Accelerator,
-    cluster: ClusterOptions,
-    dataset: str,
-    experiment: str,
-    output_dir: Path,
-    retrain: bool,
-    **_: object,
-) -> None:
-    """Refuse what cannot work, and give the flow its head start, before Prefect's temporary server starts."""
+def start_early(given: Mapping[str, Any]) -> None:
+    """Refuse what cannot work, and give the flow its head start, before Prefect's temporary server starts.
+
+    `given` are the parameters of the flow `train-mnist`.
+    """
+    compute, accelerator, cluster = given["compute"], given["accelerator"], given["cluster"]
     check_options(compute, cluster, given=True)
     settings = load_settings()
-    description = describe_dataset(dataset, settings.dataset_catalog)
-    request = TrainingRequest(mnist_training(description, hyperparameters), experiment, retrain, accelerator)
+    training = mnist_training(describe_dataset(given["dataset"], settings.dataset_catalog), given["hyperparameters"])
+    request = TrainingRequest(training, given["experiment"], given["retrain"], accelerator)
     target = compute_target(compute, settings, accelerator, cluster, request.workload(settings))
-    preflight(Services(settings, TrackerProcess(settings)), target, output_dir)
+    preflight(Services(settings, TrackerProcess(settings)), target, given["output_dir"])
     head_start(settings, compute, request)
 
 

@@ -129,14 +129,13 @@ class StepSeconds:
 
 
 def publish_report(
-    kind: type[Report],
-    run: TrainingRun,
-    version: ModelVersion,
-    model_folder: Path,
-    seconds: StepSeconds,
-    services: Services,
+    kind: type[Report], outcome: tuple[TrainingRun, ModelVersion, Path], seconds: StepSeconds, services: Services
 ) -> Report:
-    """Read the outcome from MLflow, put it on the flow run's page, and return it."""
+    """Read the outcome from MLflow, put it on the flow run's page, and return it.
+
+    `outcome` is what the steps made: the run, the version, and the folder of the model's files.
+    """
+    run, version, model_folder = outcome
     tracker = services.tracker
     facts = tracker.get_run(run.run_id)
     registered = tracker.find_version(version.name, run.run_id)

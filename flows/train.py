@@ -138,7 +138,7 @@ def train_program(
         finally:
             target.release()
             machine.release()
-    return publish_report(TrainingReport, run, version, folder, seconds, services)
+    return publish_report(TrainingReport, (run, version, folder), seconds, services)
 
 
 def train(

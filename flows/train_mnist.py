@@ -152,7 +152,7 @@ def train_mnist(
             machine.release()
     if reminder := closing_reminder(dataset, files):
         LOGGER.warning(reminder)
-    return publish_report(MnistReport, run, version, folder, seconds, services)
+    return publish_report(MnistReport, (run, version, folder), seconds, services)
 
 
 if __name__ == "__main__":
