@@ -32,9 +32,9 @@ def test_a_killed_script_goes_on_and_ends_as_it_would_have_without_the_hook(laun
     assert plain.returncode == 7, plain.stderr
     shutil.rmtree(launched.folder / "own", ignore_errors=True)
 
-    # In the middle of a fit whose model has no input shape; and after the last epoch of the last fit.
+    # In fits whose model has no input shape, and two more optimizers; and after the last epoch of the last fit.
     seen: list[tuple[int, int]] = []
-    for kill_at in (("checkpoint", 9, 1), ("checkpoint", 15, 2), None):
+    for kill_at in (("checkpoint", 9, 1), ("checkpoint", 10, 1), ("checkpoint", 15, 2), None):
         ended = launched.run("fits.py", import_ahead=("keras",), kill_at=kill_at)
         seen += [each for each in numbered(ended) if each[0] != 13 or kill_at]
         assert ended.returncode == (-9 if kill_at else 7)

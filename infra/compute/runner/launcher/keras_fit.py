@@ -7,7 +7,7 @@ with its next epoch. Keras's own BackupAndRestore does not do for this: it raise
 forgets the History, writes over its file in place, and leaves its epoch in the model for the next `fit`.
 
 Whatever goes wrong here is said in a line, and the `fit` goes on as it would without. Not restored: the order of
-examples, callbacks' counters, and optimizers that a model of models keeps beside its own (Keras warns of those).
+examples, and callbacks' counters.
 
     .keras-fit/history.json                    {"fits": [...]}, see `_fresh`; replacing it commits what it names
     .keras-fit/fit-2/epoch-3.weights.h5        what `Model.save_weights` writes

@@ -1,4 +1,4 @@
-"""The weights of a Keras model and of its optimizer in a file, and a model that is made ready for them."""
+"""The weights of a Keras model and of its optimizers in a file, and a model that is made ready for them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def save(model: Any, path: Path) -> dict[str, Any]:
         "shapes": _shapes(model),
         "build": _json_or_none(model.get_build_config()),
         "optimizer": [type(optimizer).__name__, bool(getattr(optimizer, "built", False))],
+        "others": [_trained_by(other, model) for other in _others(model)],
     }
 
 
@@ -36,6 +37,9 @@ def check(model: Any, facts: dict[str, Any], same_optimizer: bool) -> None:
     name = type(model.optimizer).__name__
     if same_optimizer and name != facts["optimizer"][0]:
         raise ValueError(f"its optimizer was {facts['optimizer'][0]}, and is {name} now")
+    trained = facts.get("others", [])
+    if same_optimizer and [name for name, _ in trained] != [type(other).__name__ for other in _others(model)]:
+        raise ValueError(f"its other optimizers were {[name for name, _ in trained]}")
 
 
 def load(model: Any, path: Path, facts: dict[str, Any]) -> None:
@@ -45,6 +49,9 @@ def load(model: Any, path: Path, facts: dict[str, Any]) -> None:
     if facts["optimizer"][1] and optimizer is not None and not optimizer.built:
         # Keras skips the state of an optimizer that has no variables yet.
         optimizer.build(model.trainable_variables)
+    for other, (_, places) in zip(_others(model), facts.get("others", [])):  # noqa: B905  strict= is of Python 3.10
+        if places and not other.built:
+            other.build([model.weights[place] for place in places])
     try:
         with _as_built(model):
             model.load_weights(str(path))
@@ -62,6 +69,21 @@ def _as_built(model: Any) -> Iterator[None]:
         yield
     finally:
         model.built = built
+
+
+def _others(model: Any) -> list[Any]:
+    """The optimizers that a model of models keeps beside its own: a GAN has two."""
+    from keras.optimizers import Optimizer
+
+    values = (value for part in model._flatten_layers() for _, value in sorted(vars(part).items()))
+    return [value for value in values if isinstance(value, Optimizer) and value is not model.optimizer]
+
+
+def _trained_by(optimizer: Any, model: Any) -> tuple[str, list[int]]:
+    """Its class, and where in `model.weights` its variables are; none if it has others, or is not built."""
+    places = {id(weight): place for place, weight in enumerate(model.weights)}
+    found = [places.get(id(variable), -1) for variable in getattr(optimizer, "_trainable_variables", ())]
+    return type(optimizer).__name__, [] if -1 in found else found
 
 
 def _shapes(model: Any) -> list[list[int]]:
