@@ -1,5 +1,6 @@
 """The runner as a process of its own, as computes drive it, with plain programs and a real MLflow on SQLite."""
 
+import hashlib
 import json
 import signal
 import socket
@@ -25,6 +26,7 @@ from infra.compute.runner.output import EVENT
 from tests.mlflow_server import MlflowServer
 from tests.pipeline import ROOT, descendants, still_running, wait_until
 from tests.runner_stage import Stage, last_words
+from tests.wheels import Wheels
 
 pytestmark = pytest.mark.slow
 
@@ -202,6 +204,23 @@ def test_what_cannot_be_done_is_refused_by_its_kind(stage: Stage) -> None:
     alone = stage.ship({"train.py": SAVES}, requirements={"python": None, "lock": ""})
     done = subprocess.run([sys.executable, "-m", "runner", "devices"], cwd=alone, capture_output=True, text=True)
     assert json.loads(last_words(done.stdout))["devices"][0] == {"kind": "cpu", "name": "cpu"}
+
+
+def test_a_package_in_another_version_than_listed_ends_the_run_as_soon_as_it_is_imported(
+    stage: Stage, tmp_path: Path
+) -> None:
+    wheels = Wheels(tmp_path)
+    digest = hashlib.sha256(wheels.add("toy", "1.0").read_bytes()).hexdigest()
+    wanted = {"python": None, "lock": f"toy==1.0 --hash=sha256:{digest}\n"}
+    alone = stage.ship({"train.py": "import toy\n" + SAVES}, requirements=wanted)
+    stage.run(alone, stage.order(stage.start_run(), home=str(tmp_path)), 0, **wheels.environment)
+    (info,) = (tmp_path / "environments").rglob("toy-1.0.dist-info")
+    (info / "METADATA").write_text((info / "METADATA").read_text().replace("Version: 1.0", "Version: 2.0"))
+    lasts = "import toy, time\ntime.sleep(600)\n"
+    alone = stage.ship({"train.py": lasts}, requirements=wanted)
+    order = stage.order(stage.start_run(), home=str(tmp_path))
+    words = last_words(stage.run(alone, order, EXIT_FAILED, **wheels.environment))
+    assert words.startswith("The program imported toy 2.0 instead of 1.0")
 
 
 LOUD = (

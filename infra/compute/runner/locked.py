@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from .exits import RunnerError
 
 
+def listed_versions(lock: str) -> dict[str, str]:
+    """The version of each package that `lock` lists, by its name in lower case with dashes."""
+    return {_plain(name): version for name, version in re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([^\s;\\]+)", lock, re.M)}
+
+
 def check_versions(lock: str, imported: Mapping[str, str]) -> None:
     """Raise `RunnerError` that names the packages which were imported in another version than `lock` lists."""
-    listed = {
-        _plain(name): version for name, version in re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([^\s;\\]+)", lock, re.M)
-    }
+    listed = listed_versions(lock)
     other = [
         f"{name} {version} instead of {listed[_plain(name)]}"
         for name, version in sorted(imported.items())

@@ -20,7 +20,7 @@ from .exits import UsageError
 from .fits import Fits
 from .keras_process import KerasProcess
 from .lease import Lease
-from .locked import check_versions
+from .locked import check_versions, listed_versions
 from .mlflow_address import MlflowAddress
 from .model import KeptModel, ModelLogging
 from .objective import ObjectiveSteps, log_objective
@@ -92,6 +92,12 @@ class Training:
         assert self._stage.process is not None, "it is started with the stage, or when its environment is there"
         return self._stage.process
 
+    @property
+    def _epochs(self) -> int | None:
+        """How many there will be, if the program has a parameter that says so."""
+        epochs = (self._program.parameters or {}).get("epochs")
+        return epochs if isinstance(epochs, int) else None
+
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
         self._stage.inbox.put(error)
@@ -147,6 +153,7 @@ class Training:
                 "hook": self._program.hook,
                 "seed": self._program.seed,
                 "checkpoint_folder": checkpoints,
+                "listed": listed_versions(self._program.requirements.lock) if self._program.requirements else {},
                 "run": {"run_id": order.run_id, "logged": record.logged, "params": record.params},
             }
         )
@@ -154,9 +161,8 @@ class Training:
     def _follow(self, record: RunRecord, checkpoints: Checkpoints, fits: Fits) -> None:
         """Do what the program's events ask for until it has ended; raises unless it ended well."""
         epochs = {}
-        objective, planned = self._program.objective, (self._program.parameters or {}).get("epochs")
-        planned = planned if isinstance(planned, int) else None
-        steps = ObjectiveSteps(record, objective.metric, planned) if objective else None
+        objective = self._program.objective
+        steps = ObjectiveSteps(record, objective.metric, self._epochs) if objective else None
         while not isinstance(event := self._stage.inbox.get(), int):
             if isinstance(event, BaseException):
                 raise event
@@ -176,6 +182,8 @@ class Training:
                     self._saw_step(event.get("step") or 0)
                 case "imported":
                     self._packages = dict(event["packages"])
+                    if self._program.requirements:
+                        check_versions(self._program.requirements.lock, self._packages)
             if not self._grade and checkpoints.holds_more_than_history:
                 self._say_grade(record, "epoch")
         if steps:
@@ -188,8 +196,6 @@ class Training:
                 checkpoints.finish(lambda: self._failure, final=False)
             raise
         checkpoints.finish(lambda: self._failure, final=True)
-        if self._program.requirements:
-            check_versions(self._program.requirements.lock, self._packages)
         self._say_grade(record, "epoch" if checkpoints.holds_more_than_history else "none")
 
     def _log_epoch(self, record: RunRecord, fits: Fits, event: Mapping[str, Any], epochs: int) -> None:
@@ -214,11 +220,10 @@ class Training:
 
     def _saw_step(self, step: int) -> None:
         """The program has logged a metric itself: of an epoch, if its parameter `epochs` says how many there are."""
-        epochs = (self._program.parameters or {}).get("epochs")
         last, since = self._last_step
-        if isinstance(epochs, int) and step > last:
+        if self._epochs and step > last:
             self._last_step = step, time.monotonic()
-            self._start_keras((epochs - step) * (time.monotonic() - since) / (step - last))
+            self._start_keras((self._epochs - step) * (time.monotonic() - since) / (step - last))
 
     def _start_keras(self, seconds_left: float) -> None:
         """Start the process that loads the model, if the training ends soon and leaves a core idle."""

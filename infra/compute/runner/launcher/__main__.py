@@ -8,6 +8,7 @@ library alone. It writes `{"event": "ready"}` to events_fd, and reads from order
     command           true: argv is a command that is no Python program: it runs as a child, without hooks
     environment       all variables, in place of those there are
     hook, seed        whether fits and MLflow are watched; the seed, or null
+    listed            {package: version} of the program's own environment, the names in lower case with dashes
     checkpoint_folder where the program's and the hook's checkpoints are
     run               {"run_id": ..., "logged": [[key, step], ...], "params": {name: value}}, or null
 
@@ -29,6 +30,7 @@ import io
 import json
 import os
 import queue
+import re
 import runpy
 import signal
 import subprocess
@@ -214,20 +216,28 @@ class Packages:
     """The distributions that are installed. Looked up before there is an order: it takes up to a second."""
 
     def __init__(self) -> None:
-        self._installed: list[tuple[str, str, set[str]]] = []
+        self._installed: dict[str, tuple[str, set[str]]] = {}
         self._process = os.getpid()
         for distribution in importlib.metadata.distributions():
             with contextlib.suppress(Exception):
                 modules = set(_top_levels(distribution))
-                self._installed.append((distribution.metadata["Name"], distribution.version, modules))
+                # Of several in sys.path the first is imported.
+                self._installed.setdefault(str(distribution.metadata["Name"]), (distribution.version, modules))
 
     def tell(self, runner: Runner) -> None:
         """Tell the version of each of which a top-level module has been imported; a forked child tells nothing."""
         if os.getpid() != self._process:
             return
         loaded = {name.partition(".")[0] for name, module in list(sys.modules.items()) if module is not None}
-        packages = {name: version for name, version, modules in self._installed if loaded & modules}
+        packages = {name: version for name, (version, modules) in self._installed.items() if loaded & modules}
         runner.tell("imported", packages=packages)
+
+    def tell_others(self, listed: dict[str, str], runner: Runner, when: Callable[..., None]) -> None:
+        """Have a package told as soon as it is imported, if it is here in another version than is listed."""
+        for name, (version, modules) in self._installed.items():
+            if listed.get(re.sub(r"[-_.]+", "-", name).lower(), version) != version:
+                for module in modules:
+                    when(module, lambda _, packages={name: version}: runner.tell("imported", packages=packages))
 
     def tell_at_exit(self, runner: Runner) -> None:
         """Tell them too where the program ends by `os._exit`, which runs nothing that stands at the end."""
@@ -252,12 +262,13 @@ def _top_levels(distribution: importlib.metadata.Distribution) -> Iterable[str]:
     return {name for name in names if name.isidentifier()}
 
 
-def install(order: dict[str, Any], runner: Runner) -> None:
+def install(order: dict[str, Any], runner: Runner, packages: Packages) -> None:
     """Put the seeds and the hooks where the program's imports will meet them."""
     after = AfterImport()
     if order.get("seed") is not None:
         ours("seeds").install(order["seed"], after.when)
     if order.get("hook"):
+        packages.tell_others(order.get("listed", {}), runner, after.when)
         ours("keras_fit").install(order["checkpoint_folder"], runner, after.when, warn, ours("model_state"))
         if order.get("run"):
             ours("mlflow_run").install(order["run"], runner, after.when, warn)
@@ -293,7 +304,7 @@ def main() -> None:
         if order.get("command"):
             run_command(order["argv"])
         else:
-            install(order, runner)
+            install(order, runner, packages)
             packages.tell_at_exit(runner)
             become(order["argv"], order["module"])
     except BaseException as error:
