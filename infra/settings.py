@@ -58,11 +58,6 @@ class Settings:
         return self.home / "scratch"
 
     @property
-    def environments_folder(self) -> Path:
-        """Environments of programs that this one does not serve, and the lists of versions that they are built from."""
-        return self.home / "environments"
-
-    @property
     def locks_folder(self) -> Path:
         """Lock files, held while a process works on what they name."""
         return self.home / "locks"

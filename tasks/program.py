@@ -1,11 +1,9 @@
 """A person's program: a folder with an `MLproject`, or with a script, read and checked without running any of it."""
 
-import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +68,6 @@ class Program:
     """In a fixed order, under `folder`."""
     left_out: tuple[tuple[str, str], ...]
     """What else is in the folder, and why it is not of the program."""
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 over the names and bytes of its files, as `infra.compute.program_sha256` has it."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise ArgumentError(f"The program's file {path} cannot be read: {error}") from error
-            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{len(data)}\0".encode() + data)
-        return digest.hexdigest()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def test_a_bundle_is_the_runner_the_program_and_its_facts(tmp_path: Path) -> Non
     found = training(tmp_path, Asked({"epochs": "7"}, seed=3))
     assert found.shipped.name == "runner"
     assert (found.shipped / "manifest.py").read_bytes() == (RUNNER / "manifest.py").read_bytes()
-    assert program_sha256(found.shipped / "program") == read_program(COUNTER).sha256 == found.program_sha256
+    assert program_sha256(found.shipped / "program") == program_sha256(COUNTER) == found.program_sha256
     facts = facts_of(found)
     command = facts["command"]
     assert command[:2] == ["python", "counter.py"]
