@@ -6,7 +6,6 @@ A bundle is a folder `runner`: the runner's modules, the program's files in `pro
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.compute import program_files
+from infra.compute.runner.locked import listed_versions
 from infra.errors import ArgumentError, ProgramInvalid
 from infra.requirements import OWN_PYTHON, met, resolve
 from infra.settings import Settings, given_variables
@@ -112,10 +112,11 @@ def _environment(program: Program, sources: Sources, settings: Settings) -> _Env
     LOGGER.info("The program gets an environment of its own, for here is not: %s", "; ".join(unmet))
     lock = resolve(program.requirements or (), program.python, settings.home / "requirements")
     python = program.python or OWN_PYTHON
-    versions = dict(re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([^\s;\\]+)", lock, re.MULTILINE))
     # Versions are for people to compare; what is installed, the list decides to the last hash.
     digest = hashlib.sha256(lock.encode()).hexdigest()
-    return _Environment({"python": python, "requirements": digest, **versions}, {"python": python, "lock": lock})
+    return _Environment(
+        {"python": python, "requirements": digest, **listed_versions(lock)}, {"python": python, "lock": lock}
+    )
 
 
 def _identifying(program: Program, asked: Asked, arguments: Arguments) -> dict[str, Any]:

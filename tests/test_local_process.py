@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from infra.compute import Job
-from infra.compute.local_process import LocalProcess, visible_gpus
+from infra.compute.local_process import LocalProcess
+from infra.compute.runner.devices import visible_gpus
 from infra.errors import ComputeUnavailable, TrainingFailed
 from infra.scratch import dead_folders
 from tests.pipeline import ROOT, still_running, wait_until

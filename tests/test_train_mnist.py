@@ -261,7 +261,7 @@ def test_without_a_mirror_the_sample_is_used_and_is_never_champion(tmp_path: Pat
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_training(fresh_pipeline: Pipeline) -> None:
-    from infra.compute.local_process import visible_gpus
+    from infra.compute.runner.devices import visible_gpus
 
     if visible_gpus():
         pytest.skip("this machine has a GPU")

@@ -21,6 +21,7 @@ from typing import IO
 import psutil
 
 from infra.compute import Accelerator, ComputeDescription, Job, program_files, program_sha256
+from infra.compute.runner.devices import visible_gpus
 from infra.errors import ComputeUnavailable, TrainingFailed
 from infra.scratch import make_folder, remove_dead_folders, remove_folder
 from infra.settings import child_environment
@@ -57,8 +58,8 @@ class LocalProcess:
         gpus = [] if self._accelerator == "cpu" else visible_gpus()
         if self._accelerator == "gpu" and not gpus:
             raise ComputeUnavailable(
-                "A GPU was asked for (--accelerator gpu) and this machine shows none: nvidia-smi lists no device.\n"
-                "Install the NVIDIA driver, or train on the CPU with --accelerator cpu."
+                "A GPU was asked for (--accelerator gpu) and this machine shows none: nvidia-smi lists no device, or\n"
+                "CUDA_VISIBLE_DEVICES hides it. Install the NVIDIA driver, or train on the CPU with --accelerator cpu."
             )
         self._scratch.mkdir(parents=True, exist_ok=True)
         remove_dead_folders(self._scratch)
@@ -205,17 +206,6 @@ def _failure(job: Job, code: int) -> TrainingFailed:
             f"{what} was ended by {name}.{hint}\nRun the same command again: it continues after the last checkpoint."
         )
     return TrainingFailed(f"{what} ended with exit status {code}.", code)
-
-
-def visible_gpus() -> list[str]:
-    """The names of the NVIDIA GPUs that the driver shows on this machine."""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in listed.stdout.decode().splitlines() if line.strip()]
 
 
 def usable_cores() -> int:

@@ -1,7 +1,8 @@
 """What the runner is told: facts of the program, which are shipped with it, and the order, which comes later."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,19 @@ def read_datasets(facts: Mapping[str, Any]) -> tuple[tuple[DatasetOrder, ...], s
     return tuple(datasets.values()), default
 
 
-def parse_order(text: str) -> Order:
-    """The order in a line of JSON. Raises `UsageError` if it is none; its values are not repeated, some are secret."""
+@contextmanager
+def no_order_refused() -> Iterator[None]:
+    """Raise `UsageError` where the block finds no order; its values are not repeated, some are secret."""
     try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        missing = f", without {error}" if isinstance(error, KeyError) else ""
+        raise UsageError(f"Expected an order in a line of JSON, found something else{missing}.") from error
+
+
+def parse_order(text: str) -> Order:
+    """The order in a line of JSON. Raises `UsageError` if it is none."""
+    with no_order_refused():
         facts = json.loads(text)
         datasets, default = read_datasets(facts)
         home = facts.get("home") or Order.home
@@ -160,6 +171,3 @@ def parse_order(text: str) -> Order:
             variables=dict(facts.get("variables") or {}),
             rebuild_environment=bool(facts.get("rebuild_environment")),
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        missing = f", without {error}" if isinstance(error, KeyError) else ""
-        raise UsageError(f"Expected an order in a line of JSON, found something else{missing}.") from error

@@ -8,11 +8,8 @@ from pathlib import Path
 from queue import Empty
 
 from .data import bring
-from .environments import build
-from .exits import RunnerError, UsageError
-from .order import DatasetOrder, python_words, read_datasets, with_folders
-from .output import say
-from .program_process import ProgramProcess
+from .exits import RunnerError
+from .order import DatasetOrder, no_order_refused, python_words, read_datasets, with_folders
 from .stage import Stage
 
 
@@ -34,8 +31,8 @@ class ScoreOrder:
 
 
 def parse_score_order(text: str) -> ScoreOrder:
-    """The order in a line of JSON. Raises `UsageError` if it is none; its values are not repeated, some are secret."""
-    try:
+    """The order in a line of JSON. Raises `UsageError` if it is none."""
+    with no_order_refused():
         facts = json.loads(text)
         datasets, default = read_datasets(facts)
         return ScoreOrder(
@@ -48,28 +45,22 @@ def parse_score_order(text: str) -> ScoreOrder:
             home=Path(facts["home"]).expanduser(),
             variables=dict(facts.get("variables") or {}),
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        missing = f", without {error}" if isinstance(error, KeyError) else ""
-        raise UsageError(f"Expected an order in a line of JSON, found something else{missing}.") from error
 
 
 def score(stage: Stage, order: ScoreOrder) -> None:
     """Let the program score the models. Raises `RunnerError` and its kinds unless it ends well, and in time."""
     deadline = time.monotonic() + order.limit_seconds
-    if wanted := stage.program.requirements:
-        stage.start(build(wanted.lock, wanted.python, order.home / "environments", False, say) / "bin" / "python")
+    stage.build_environment(order.home)
     folders = {one.name: stage.data / one.name for one in order.datasets}
     for one in order.datasets:
         bring(one, folders[one.name])
-    process = stage.process
-    assert process is not None, "it is started with the stage, or when its environment is there"
     words = [with_folders(word, folders, order.default_dataset) for word in order.command]
     words += [word for name, folder in order.models.items() for word in ("--model", f"{name}={folder}")]
     words += ["--data-folder", str(folders[order.default_dataset])] if order.default_dataset else []
     words += ["--output", str(order.output)]
     found = python_words(words)
     module, argv = found or (False, tuple(words))
-    process.begin(
+    stage.started.begin(
         {
             "argv": argv,
             "module": module,
@@ -79,16 +70,16 @@ def score(stage: Stage, order: ScoreOrder) -> None:
             "seed": None,
         }
     )
-    process.check_end(_end_of(stage, process, deadline, order.limit_seconds), f"score ({argv[0]})")
+    stage.started.check_end(_end_of(stage, deadline, order.limit_seconds), f"score ({argv[0]})")
 
 
-def _end_of(stage: Stage, process: ProgramProcess, deadline: float, limit_seconds: float) -> int:
+def _end_of(stage: Stage, deadline: float, limit_seconds: float) -> int:
     """The exit status of the program; raises `RunnerError` if it does not end in time."""
     while True:
         try:
             event = stage.inbox.get(timeout=max(0.0, deadline - time.monotonic()))
         except Empty:
-            process.stop()
+            stage.started.stop()
             raise RunnerError(f"score had not ended after {limit_seconds:,.0f} s, and was stopped.") from None
         if isinstance(event, int):
             return event

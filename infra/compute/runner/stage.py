@@ -7,7 +7,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from .environments import build
 from .order import Program
+from .output import say
 from .program_process import ProgramProcess
 from .variables import can_import_ahead, first_variables
 
@@ -42,11 +44,22 @@ class Stage:
         if program.requirements is None:
             self.start(self.python)
 
-    def start(self, python: Path) -> ProgramProcess:
+    def start(self, python: Path) -> None:
         """Start the program's process with this Python."""
         self.python = python
         self.variables = first_variables(self.program, str(python.parent), str(self._temporary))
         self.process = ProgramProcess(python, self.folder, self.variables, self._import_ahead, self.inbox)
+
+    def build_environment(self, home: Path, rebuild: bool = False) -> None:
+        """Start the program's process in an environment of its own, if it asks for one: see `environments.build`."""
+        if wanted := self.program.requirements:
+            built = build(wanted.lock, wanted.python, home / "environments", rebuild, say)
+            self.start(built / "bin" / "python")
+
+    @property
+    def started(self) -> ProgramProcess:
+        """The program's process."""
+        assert self.process is not None, "it is started with the stage, or when its environment is there"
         return self.process
 
     def stop(self) -> None:

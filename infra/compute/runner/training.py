@@ -15,7 +15,6 @@ from typing import Any
 from .checkpoints import QUIET_SECONDS, Checkpoints
 from .data import bring, dataset_sha256
 from .devices import require_gpu
-from .environments import build
 from .exits import UsageError
 from .fits import Fits
 from .keras_process import KerasProcess
@@ -27,7 +26,6 @@ from .objective import ObjectiveSteps, log_objective
 from .order import DatasetOrder, Order, with_folders
 from .output import say
 from .outputs import OUTPUTS, log_outputs
-from .program_process import ProgramProcess
 from .record import RunRecord
 from .stage import Stage
 from .variables import all_variables
@@ -63,7 +61,7 @@ class Training:
         confirm()
         try:
             record = RunRecord(order.run_id, confirm, self._fail)
-            self._build_environment(order)
+            self._stage.build_environment(order.home, order.rebuild_environment)
             folders = {one.name: self._bring(one, order) for one in order.datasets}
             scratch = self._stage.scratch / "checkpoints"
             # Who continues exactly keeps the folder whole at every moment, and may change it several times a second.
@@ -88,11 +86,6 @@ class Training:
         say(f"done in {time.perf_counter() - started:.1f} s")
 
     @property
-    def _process(self) -> ProgramProcess:
-        assert self._stage.process is not None, "it is started with the stage, or when its environment is there"
-        return self._stage.process
-
-    @property
     def _epochs(self) -> int | None:
         """How many there will be, if the program has a parameter that says so."""
         epochs = (self._program.parameters or {}).get("epochs")
@@ -101,14 +94,6 @@ class Training:
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
         self._stage.inbox.put(error)
-
-    def _build_environment(self, order: Order) -> None:
-        wanted = self._program.requirements
-        if not wanted:
-            return
-        place = order.home / "environments"
-        environment = build(wanted.lock, wanted.python, place, order.rebuild_environment, say)
-        self._stage.start(environment / "bin" / "python")
 
     def _bring(self, dataset: DatasetOrder, order: Order) -> Path:
         folder = self._stage.data / dataset.name
@@ -144,7 +129,7 @@ class Training:
             told |= self._mlflow.variables
         module, words = self._program.python_words or (False, self._program.command)
         self._last_step = 0, time.monotonic()
-        self._process.begin(
+        self._stage.started.begin(
             {
                 "argv": [with_folders(word, folders, order.default_dataset) for word in words],
                 "module": module,
@@ -176,7 +161,7 @@ class Training:
                     self._log_epoch(record, fits, event, epochs.get(event["fit"], event["epoch"]))
                 case "checkpoint":
                     checkpoints.take()
-                    self._process.answer_taken()
+                    self._stage.started.answer_taken()
                 case "metric":
                     record.leave_to_program(event["key"], event.get("step"))
                     self._saw_step(event.get("step") or 0)
@@ -190,7 +175,7 @@ class Training:
             steps.end()
         record.flush()
         try:
-            self._process.check_end(event, self._program.entry)
+            self._stage.started.check_end(event, self._program.entry)
         except BaseException:
             with suppress(BaseException):  # The program's own reason is the one to tell.
                 checkpoints.finish(lambda: self._failure, final=False)
