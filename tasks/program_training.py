@@ -16,6 +16,7 @@ from typing import Any
 
 from infra.compute import program_files
 from infra.compute.runner.locked import listed_versions
+from infra.compute.runner.variables import THREADS
 from infra.errors import ArgumentError, ProgramInvalid
 from infra.requirements import OWN_PYTHON, met, resolve
 from infra.settings import Settings, given_variables
@@ -30,12 +31,6 @@ RUNNER = Path(__file__).parent.parent / "infra" / "compute" / "runner"
 
 RUNNER_REQUIREMENTS = ("mlflow", "fsspec", "s3fs", "uv")
 """What the runner itself imports or calls, in the very versions of this machine."""
-
-THREADS = (
-    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
-    *("VECLIB_MAXIMUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
-)
-"""Variables that the runner passes on and that can change weights: sums are split by them."""
 
 
 @dataclass(frozen=True)

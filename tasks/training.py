@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.compute import Accelerator, Workload, program_files, program_sha256
+from infra.compute.runner.manifest import data_sha256
 from infra.settings import Settings
 from tasks.handoffs import Dataset
 
@@ -69,13 +70,8 @@ class Training:
 
     @property
     def dataset_sha256(self) -> str:
-        """What stands for all data sets together: the digest of the only one, else of their names and digests."""
-        if not self.datasets:
-            return "none"
-        if len(self.datasets) == 1:
-            return next(iter(self.datasets.values()))
-        lines = "\n".join(f"{name}={sha256}" for name, sha256 in sorted(self.datasets.items()))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        """What stands for all data sets together."""
+        return data_sha256(self.datasets)
 
     @cached_property
     def program_sha256(self) -> str:

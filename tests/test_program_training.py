@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from infra.compute import program_sha256
+from infra.compute.runner.variables import THREADS
 from infra.errors import ArgumentError, ProgramInvalid
 from infra.requirements import OWN_PYTHON
 from infra.settings import load_settings
 from tasks.handoffs import Dataset
 from tasks.program import read_program
-from tasks.program_training import RUNNER, THREADS, Asked, program_training
+from tasks.program_training import RUNNER, Asked, program_training
 from tasks.training import Attempt, Training
 
 COUNTER = Path(__file__).parent / "programs" / "counter"

@@ -16,11 +16,18 @@ import pytest
 from infra.compute.runner import checkpoints as checkpoints_module
 from infra.compute.runner import training as training_module
 from infra.compute.runner.checkpoints import Checkpoints
-from infra.compute.runner.data import bring, dataset_sha256
+from infra.compute.runner.data import bring
 from infra.compute.runner.exits import BadDataset, RunnerError, TakenOver, UsageError
 from infra.compute.runner.fits import Fits
 from infra.compute.runner.locked import check_versions
-from infra.compute.runner.manifest import MANIFEST, file_entry, files_sha256, folder_entries, manifest_bytes
+from infra.compute.runner.manifest import (
+    MANIFEST,
+    data_sha256,
+    file_entry,
+    files_sha256,
+    folder_entries,
+    manifest_bytes,
+)
 from infra.compute.runner.order import DatasetOrder, Order, Program, parse_order, read_program
 from infra.compute.runner.output import EVENT, LINE_LIMIT, Lines, telling
 from infra.compute.runner.outputs import find_model
@@ -116,11 +123,11 @@ def test_what_no_disk_can_hold_is_refused_before_it_is_read(tmp_path: Path) -> N
 
 
 def test_the_data_of_several_sets_have_one_digest_that_knows_their_names() -> None:
-    one, other = DatasetOrder("a", "", "1" * 64), DatasetOrder("b", "", "2" * 64)
-    assert dataset_sha256([]) == "none"
-    assert dataset_sha256([one]) == one.sha256
-    assert dataset_sha256([one, other]) == dataset_sha256([other, one])
-    assert dataset_sha256([one, other]) != dataset_sha256([replace(one, name="b"), replace(other, name="a")])
+    one, other = "1" * 64, "2" * 64
+    assert data_sha256({}) == "none"
+    assert data_sha256({"a": one}) == one
+    assert data_sha256({"a": one, "b": other}) == data_sha256({"b": other, "a": one})
+    assert data_sha256({"a": one, "b": other}) != data_sha256({"a": other, "b": one})
 
 
 class Place:

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from infra.compute import program_files, program_sha256
-from infra.compute.runner.data import dataset_sha256
-from infra.compute.runner.order import DatasetOrder
 from infra.settings import load_settings
 from tasks import mnist_training
 from tasks.dataset_catalog import DatasetDescription, describe_dataset
@@ -146,12 +144,6 @@ def test_of_several_data_sets_each_counts_with_its_name() -> None:
     none = replace(one, datasets={})
     assert len({one.key, swapped.key, fewer.key, none.key}) == 4
     assert fewer.differences(one.record) == ["data set labels 222222222222 -> none"]
-
-
-def test_the_data_of_a_training_have_the_identity_that_the_runner_writes_on_its_run() -> None:
-    for datasets in ({}, {"images": "1" * 64}, {"labels": "2" * 64, "images": "1" * 64}):
-        order = [DatasetOrder(name, "file:///store", sha256) for name, sha256 in datasets.items()]
-        assert replace(training(), datasets=datasets).dataset_sha256 == dataset_sha256(order)
 
 
 def test_a_secret_variable_is_in_the_key_and_in_no_record() -> None:

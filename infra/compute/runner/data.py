@@ -55,14 +55,6 @@ def bring(dataset: DatasetOrder, folder: Path, cache: Path | None = None) -> lis
     return entries
 
 
-def dataset_sha256(datasets: Sequence[DatasetOrder]) -> str:
-    """The identity of the data of a training: that of its only data set, one over all of several, `none` of none."""
-    if len(datasets) == 1:
-        return datasets[0].sha256
-    lines = sorted(f"{one.name}={one.sha256}" for one in datasets)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else "none"
-
-
 def _manifest(dataset: DatasetOrder) -> list[FileEntry]:
     filesystem, root = open_store(dataset.uri)
     what = f"read {MANIFEST} of data set {dataset.name}"

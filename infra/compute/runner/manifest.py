@@ -5,7 +5,7 @@ Light enough for the flow's process, and shipped, so that what is brought is che
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,14 @@ def parse_manifest(data: bytes) -> list[FileEntry]:
 def files_sha256(entries: Iterable[FileEntry]) -> str:
     """The identity of these files together: 64 hexadecimal digits."""
     return hashlib.sha256(manifest_bytes(entries)).hexdigest()
+
+
+def data_sha256(digests: Mapping[str, str]) -> str:
+    """The identity of a training's data sets, given by name: that of the only one, one over several, `none` of none."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    lines = "\n".join(f"{name}={sha256}" for name, sha256 in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest() if lines else "none"
 
 
 def file_entry(path: Path, name: str | None = None) -> FileEntry:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import QUIET_SECONDS, Checkpoints
-from .data import bring, dataset_sha256
+from .data import bring
 from .devices import require_gpu
 from .exits import UsageError
 from .fits import Fits
 from .keras_process import KerasProcess
 from .lease import Lease
 from .locked import check_versions, listed_versions
+from .manifest import data_sha256
 from .mlflow_address import MlflowAddress
 from .model import KeptModel, ModelLogging
 from .objective import ObjectiveSteps, log_objective
@@ -106,7 +107,10 @@ class Training:
         _, words = self._program.python_words or (False, self._program.command)
         parameters = self._program.parameters
         record.log_params({"argv": shlex.join(words)} if parameters is None else parameters)
-        tags = {"python_version": self._python_version(), "dataset_sha256": dataset_sha256(order.datasets)}
+        tags = {
+            "python_version": self._python_version(),
+            "dataset_sha256": data_sha256({one.name: one.sha256 for one in order.datasets}),
+        }
         if objective := self._program.objective:
             tags |= {"objective": objective.goal, "objective_metric": objective.metric}
         record.log_tags(tags)
