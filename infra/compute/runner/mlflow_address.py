@@ -28,9 +28,9 @@ SECONDS_TO_START = 120
 
 
 class MlflowAddress:
-    """A server on a free port of this machine."""
+    """A server of the database in MLFLOW_TRACKING_URI, on a free port of this machine."""
 
-    def __init__(self, database: str, scratch: Path) -> None:
+    def __init__(self, scratch: Path) -> None:
         """Return when it answers. Raises `RunnerError` if it does not."""
         self._key = secrets.token_urlsafe(32)
         with socket.socket() as probe:

@@ -79,7 +79,7 @@ class Training:
             checkpoints.start(lambda: fits.state, lambda: self._stage.inbox.put({"event": "snapshot"}), self._fail)
             self._begin(record, order, folders)
             self._follow(record, checkpoints, fits)
-            self._post_process(record, checkpoints, order)
+            self._post_process(record, order)
         finally:
             for part in (self._keras, self._mlflow):
                 if part:
@@ -129,7 +129,7 @@ class Training:
         told = {"OUTPUTS_FOLDER": str(outputs), "CHECKPOINT_FOLDER": checkpoints, "MLFLOW_RUN_ID": order.run_id}
         address = os.environ["MLFLOW_TRACKING_URI"]
         if self._program.requirements and self._program.uses_mlflow and not address.startswith("http"):
-            self._mlflow = MlflowAddress(address, self._stage.scratch)
+            self._mlflow = MlflowAddress(self._stage.scratch)
             told |= self._mlflow.variables
         module, words = self._program.python_words or (False, self._program.command)
         self._last_step = 0, time.monotonic()
@@ -226,7 +226,7 @@ class Training:
         say(f"continues: {_GRADES[grade]}")
         record.log_tags({"continues": grade})
 
-    def _post_process(self, record: RunRecord, checkpoints: Checkpoints, order: Order) -> None:
+    def _post_process(self, record: RunRecord, order: Order) -> None:
         say("post-processing: the outputs and the model", phase="post_processing")
         record.do(
             lambda: record.client.log_text(record.run_id, json.dumps(self._packages, indent=1), "packages.json"),
