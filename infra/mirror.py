@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from errno import EHOSTUNREACH, ENETDOWN, ENETUNREACH
+from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 from re import fullmatch
@@ -81,10 +82,8 @@ DEFAULT_LIMITS = Limits()
 
 
 def file_address(mirror: str, name: str) -> str:
-    """The address of the file `name` in the folder `mirror`: an address that fsspec opens, or a local path."""
-    scheme = urlsplit(mirror).scheme
-    if "://" not in mirror or scheme == "file":
-        # fsspec takes %20 in a file's address for three characters.
+    """The address of the file `name` in the folder `mirror`, or its path where that is a folder of this machine."""
+    if "://" not in mirror or urlsplit(mirror).scheme == "file":
         folder = mirror if "://" not in mirror else unquote(urlsplit(mirror).path)
         return str(Path(folder).expanduser().absolute() / name)
     if is_http(mirror):
@@ -200,7 +199,9 @@ def _looks(path: Path) -> str:
 def _open(address: str, offset: int, size: int, limits: Limits) -> AbstractContextManager[Source]:
     if is_http(address):
         return _open_http(address, offset, size, limits)
-    return _open_fsspec(address, offset, limits)
+    if "://" in address:
+        raise SettingsError(_not_an_address(address, f"{address.partition('://')[0]} is not spoken here"))
+    return _open_file(address, offset)
 
 
 @contextmanager
@@ -288,28 +289,14 @@ def _refuse_other_answers(response: "httpx.Response", offset: int, size: int, wa
 
 
 @contextmanager
-def _open_fsspec(address: str, offset: int, limits: Limits) -> Iterator[Source]:
-    from fsspec.core import url_to_fs
-
-    def attempt(seconds: float, call: Callable[[], T]) -> T:
-        try:
-            return _within(seconds, call)
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise MirrorRefused(f"there is no such file, or it may not be read ({error.strerror or error})") from error
-        except Exception as error:  # What the libraries behind fsspec raise has no family.
-            raise _failure(error, limits) from error
-
-    def chunks() -> Iterator[bytes]:
-        while chunk := attempt(limits.stall_seconds, lambda: file.read(CHUNK_BYTES)):
-            yield chunk
-
+def _open_file(path: str, offset: int) -> Iterator[Source]:
     try:
-        system, path = url_to_fs(address)
-    except (ValueError, ImportError) as error:
-        raise SettingsError(_not_an_address(address, error)) from error
-    with attempt(limits.answer_seconds, lambda: system.open(path, "rb")) as file:
+        file = Path(path).open("rb")  # noqa: SIM115
+    except OSError as error:
+        raise MirrorRefused(f"there is no such file, or it may not be read ({error.strerror})") from error
+    with file:
         file.seek(offset)
-        yield offset, chunks()
+        yield offset, iter(partial(file.read, CHUNK_BYTES), b"")
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
@@ -345,8 +332,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _not_an_address(address: str, error: Exception) -> str:
+def _not_an_address(address: str, error: Exception | str) -> str:
     return (
         f"The mirror address {without_secrets(address)} cannot be opened: {error}\n"
-        "Expected http://, https://, file:// or another address that fsspec knows, with its package installed."
+        "Expected http://, https://, file:// or a folder."
     )

@@ -237,10 +237,10 @@ def _mirrors(given: str) -> Iterator[str]:
         words = part.split()
         for mirror in words if all("://" in word for word in words) else [part]:
             address = _address("MNIST_MIRRORS", mirror)
-            if re.match("s3a?:", address) and has_login(address):
+            if "://" in address and not address.startswith(("https://", "http://", "file://")):
                 raise SettingsError(
-                    f"MNIST_MIRRORS names {without_secrets(address)}, with keys, which an S3 client takes from "
-                    "AWS_ACCESS_KEY_ID and\nAWS_SECRET_ACCESS_KEY alone. Leave them out of the address."
+                    f"MNIST_MIRRORS names {without_secrets(address)}, which is no mirror.\n"
+                    "Expected https://, http://, file:// or a folder, that hold the data set's files."
                 )
             yield address if "://" in address else str(_folder("MNIST_MIRRORS", address))
 
