@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from infra.compute import Accelerator
-from infra.compute.runner.manifest import files_sha256
-from infra.digest_cache import DigestCache
 from infra.errors import ArgumentError
 from infra.services import Services
-from tasks.datasets.address import describe_address
-from tasks.datasets.folder import describe_folder
-from tasks.datasets.sources import DataSource, dataset_name, resolve_all
-from tasks.datasets.store import DIGESTS
+from tasks.datasets.sources import DataSource, dataset_name, digest, resolve_all
 from tasks.gate import AnyGate, GateRules, rules_for
 from tasks.handoffs import Dataset
 from tasks.program import Program, read_program
@@ -94,7 +89,7 @@ def prepare(wanted: Wanted, services: Services, bundle: Path) -> Prepared:
     rules = rules_for(wanted.gate, wanted.gate_margin, program.score is not None, program.objective)
     # Before the data is read, which can take long, and so with no digests yet.
     training = program_training(program, wanted.asked, dict.fromkeys(sources, ""), bundle, services.settings)
-    digests = {name: _sha256(source, services, wanted.in_place) for name, source in sources.items()}
+    digests = {name: digest(source, services, wanted.in_place) for name, source in sources.items()}
     name = re.sub(r"[^\w.-]+", "-", program.name).strip("-.") or "program"
     return Prepared(
         program,
@@ -105,18 +100,3 @@ def prepare(wanted: Wanted, services: Services, bundle: Path) -> Prepared:
         wanted.model_name or name,
         replace(rules, trust_code=wanted.trust_code),
     )
-
-
-def _sha256(source: DataSource, services: Services, in_place: bool) -> str:
-    """The digest that the data set will have, without anything sent."""
-    if source.stored:
-        return source.stored.sha256
-    if source.description:
-        return source.description.sha256
-    with DigestCache(services.settings.home / DIGESTS) as cache:
-        if source.kind == "address":
-            described = describe_address(source.place, cache)
-            return files_sha256(described.in_place() if in_place else described.entries)
-        entries = describe_folder(Path(source.place), cache)
-        folder = f"file://{source.place}"
-        return files_sha256(replace(entry, uri=f"{folder}/{entry.name}") if in_place else entry for entry in entries)

@@ -46,7 +46,6 @@ from infra.scratch import temporary_folder
 from infra.services import Services
 from infra.settings import load_settings
 from infra.tracker_process import TrackerProcess
-from tasks.bring_data import bring_data
 from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
 from tasks.champion import MODEL_NAME
 from tasks.download_artifacts import download_artifacts, filled_in
@@ -57,6 +56,7 @@ from tasks.register_model import register_model
 from tasks.retrying import once_repaired
 from tasks.train_model import train_model
 from tasks.training_runs import why_nothing_to_train
+from tasks.upload_dataset import bring_data
 
 LOGGER = logging.getLogger("flows.train")  # As a script and for a worker it has another name.
 

@@ -1,18 +1,22 @@
 """The SHA-256 that files had when they were last read: what has not changed since is not read again."""
 
 import logging
+import os
 import sqlite3
-import time
-from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 LOGGER = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_WRITES = 1.0
 _SECONDS_FOR_OTHERS = 5.0
 _TABLE = "CREATE TABLE IF NOT EXISTS digests (place BLOB PRIMARY KEY, version TEXT NOT NULL, sha256 TEXT NOT NULL)"
+
+
+def file_version(found: os.stat_result) -> str:
+    """What changes with the bytes of a file: its size, inode, and times of change of bytes and of inode."""
+    # The inode's own time too: it cannot be set, as that of the bytes is by whoever copies times along.
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 class DigestCache:
@@ -24,12 +28,13 @@ class DigestCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._unwritten: list[tuple[bytes, str, str]] = []
-        self._written = time.monotonic()
         self._connection: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=_SECONDS_FOR_OTHERS)
+            # Each digest is there at once, for whoever is killed later. Without waiting for the disk: what a power
+            # failure takes is read again.
+            self._connection = sqlite3.connect(path, timeout=_SECONDS_FOR_OTHERS, isolation_level=None)
+            self._connection.execute("PRAGMA synchronous = OFF")
             self._connection.execute(_TABLE)
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
@@ -40,40 +45,24 @@ class DigestCache:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write()
         if self._connection:
             self._connection.close()
 
     def get(self, place: bytes, version: str) -> str | None:
         """The digest of what is at `place`, if it was noted for this version."""
-        if not self._connection:
-            return None
-        try:
-            with closing(
-                self._connection.execute("SELECT version, sha256 FROM digests WHERE place = ?", (place,))
-            ) as rows:
-                found = rows.fetchone()
-        except sqlite3.Error as error:
-            self._give_up(error)
-            return None
-        return str(found[1]) if found and found[0] == version else None
+        found = self._execute("SELECT sha256 FROM digests WHERE place = ? AND version = ?", place, version)
+        return str(found[0][0]) if found else None
 
     def put(self, place: bytes, version: str, sha256: str) -> None:
-        """Note a digest. It is written within a second of the next one, or at the end."""
-        self._unwritten.append((place, version, sha256))
-        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
-            self._write()
+        """Note a digest."""
+        self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", place, version, sha256)
 
-    def _write(self) -> None:
-        # All at once: a transaction that stayed open while a large file is read would keep others waiting.
-        if self._connection and self._unwritten:
-            try:
-                with self._connection:
-                    self._connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", self._unwritten)
-            except sqlite3.Error as error:
-                self._give_up(error)
-        self._unwritten.clear()
-        self._written = time.monotonic()
+    def _execute(self, statement: str, *values: bytes | str) -> list[tuple[str]]:
+        try:
+            return self._connection.execute(statement, values).fetchall() if self._connection else []
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return []
 
     def _give_up(self, error: Exception) -> None:
         LOGGER.warning("Digests are not remembered, so files are read again each time: %s: %s", self._path, error)

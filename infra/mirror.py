@@ -1,12 +1,6 @@
 """Fetch one file of known size and SHA-256 from a mirror: resumed after a break, checked before it gets its name.
 
-    MirrorError
-    ├── MirrorUnreachable    nobody answered: refused, no such name, or silence until the time limit
-    ├── MirrorInterrupted    answered, then broke off or had no time (5xx, 429): asking later may help
-    ├── MirrorRefused        answered, and does not give the file: asking again does not help
-    └── MirrorMismatch       gave something else than the file: asking again does not help
-
-Their texts are reasons without the address: the caller knows it, and who may see it.
+What it raises, a `MirrorError`, gives a reason without the address: the caller knows it, and who may see it.
 """
 
 import ssl

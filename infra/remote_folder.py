@@ -9,12 +9,12 @@ from urllib.parse import unquote
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
-from fsspec.core import split_protocol, url_to_fs
+from fsspec.core import url_to_fs
 
 from infra.addresses import is_http, without_secrets
 from infra.errors import DatasetNotFound, DatasetUnavailable, ObjectStoreUnreachable, PipelineError
-from infra.object_store import client_options
-from infra.store_failures import s3_code, told
+from infra.remote_store import endpoint_of, open_address
+from infra.store_failures import missing_is_none, s3_code, told
 from infra.waiting import told_when_slow
 
 CHUNK_BYTES = 5 * 2**20
@@ -45,29 +45,22 @@ class RemoteFolder:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
-        self._scheme = split_protocol(uri)[0] or ""
         with self._errors_told("open it"):
-            options = _http_options() if is_http(uri) else client_options(self._scheme)
-            self._fs, self._root = url_to_fs(self.uri, **options)
+            opened: tuple[Any, str] = url_to_fs(self.uri, **_http_options()) if is_http(uri) else open_address(self.uri)
+            self._fs, self._root = opened
             self._speaks_s3 = hasattr(self._fs, "call_s3")
-            if self._speaks_s3:
-                self._fs.retries = 1  # botocore retries already.
 
     @property
     def endpoint(self) -> str | None:
         """The address of the S3 server, once there was reason to connect to it."""
-        client = getattr(self._fs, "_s3", None)
-        return None if client is None else str(client.meta.endpoint_url)
+        return endpoint_of(self._fs)
 
     def files(self) -> list[RemoteFile]:
         """Every file there, sorted by name; none if there is no such folder. Links of a web page count as files."""
         with self._errors_told("list it"):
-            try:
-                found: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True, **_nothing_skipped(self._fs))
-            except FileNotFoundError as error:
-                if s3_code(error) == "NoSuchBucket":
-                    raise
-                return []
+            found: dict[str, dict[str, Any]] = {}
+            with missing_is_none():
+                found = self._fs.find(self._root, detail=True, **_nothing_skipped(self._fs))
             files = [self._file(path, facts) for path, facts in found.items() if facts["type"] == "file"]
             return sorted(filter(None, files), key=lambda file: file.name)
 
@@ -182,6 +175,7 @@ class RemoteSource:
     folder: RemoteFolder
     file: RemoteFile
     sha256: str
+    path: None = None
 
     @property
     def size(self) -> int:
@@ -214,15 +208,6 @@ def _nothing_skipped(fs: AbstractFileSystem) -> dict[str, str]:
 def _etag(facts: Mapping[str, Any]) -> str | None:
     # Some servers put it between quotes when they are asked for the file, and not in a list.
     return str(facts.get("ETag") or facts.get("etag") or "").strip('"') or None
-
-
-def sha256_of(chunks: Iterator[bytes], on_bytes: Callable[[int], None]) -> str:
-    """The SHA-256 of bytes as they stream; `on_bytes` is told how many came."""
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-        on_bytes(len(chunk))
-    return digest.hexdigest()
 
 
 def _http_options() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fsspec.core import split_protocol
@@ -48,17 +49,8 @@ _REFUSALS = {
     "InvalidToken": "the session token is not valid. Check AWS_SESSION_TOKEN.",
     "RequestTimeTooSkewed": "this machine's clock differs from the server's. Set it.",
 }
-_PASSING = {
-    "SlowDown",
-    "RequestTimeout",
-    "NoSuchUpload",
-    "InvalidPart",
-    "OperationAborted",
-    "InternalError",
-    "ServiceUnavailable",
-}
-"""NoSuchUpload, InvalidPart: the server lost an upload that was under way, or a part of it, as some do when they start
-again, or when a part is sent once more because they were slow."""
+_LOST_UPLOAD = {"NoSuchUpload", "InvalidPart"}
+_PASSING = {"SlowDown", "RequestTimeout", "OperationAborted", "InternalError", "ServiceUnavailable", *_LOST_UPLOAD}
 _OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 
 
@@ -76,6 +68,21 @@ def _s3_response(error: BaseException) -> dict[str, Any] | None:
 def s3_code(error: BaseException) -> str | None:
     response = _s3_response(error)
     return None if response is None else str(response.get("Error", {}).get("Code"))
+
+
+@contextmanager
+def missing_is_none() -> Iterator[None]:
+    """Let the block end where it meets an object that is not there; a bucket that is not there is an error."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if s3_code(error) == "NoSuchBucket":
+            raise
+
+
+def is_upload_lost(error: BaseException) -> bool:
+    """True if the server lost an upload that was under way, or a part of it, as some do when they start again."""
+    return s3_code(error) in _LOST_UPLOAD
 
 
 def _s3_error(error: Exception, attempt: str, uri: str, endpoint: str | None, named_by: str) -> ObjectStoreError | None:

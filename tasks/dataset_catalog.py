@@ -35,7 +35,7 @@ class DatasetDescription:
     sample_of: str | None
     """The data set that this one is a small part of; its files are written here, never downloaded."""
     files: tuple[FileEntry, ...]
-    is_idx: bool = True
+    is_idx: bool
     """True for the four gzipped IDX files of 28 x 28 images in ten classes, False for files of any kind."""
 
     @property
@@ -88,33 +88,44 @@ class _Wrong(Exception):
     pass
 
 
-_OPTIONAL = {"format", "mirrors", "validation_images", "sample_of"}
-_REQUIRED = {"training_images", "test_images", "files"}
+_IDX_OPTIONAL = {"format", "mirrors", "validation_images", "sample_of"}
+_IDX_REQUIRED = {"training_images", "test_images", "files"}
 _FORMATS = ("idx", "files")
 
 
 def _description(name: str, table: Any) -> DatasetDescription:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise _Wrong("a name is lower-case letters, digits, '.', '_' and '-': it becomes a folder")
-    if _format(table) == "files":
-        return _any_files(name, table)
-    table = _table(table, "the data set", _REQUIRED, _OPTIONAL)
+    if is_idx := _format(table) == "idx":
+        table = _table(table, "the data set", _IDX_REQUIRED, _IDX_OPTIONAL)
+        files = _table(table["files"], "files", set(FILE_NAMES))
+    else:
+        table = _table(table, "the data set", {"files"}, {"format", "mirrors"})
+        files = table["files"]
+        if not isinstance(files, dict) or not files:
+            raise _Wrong(f"files is {files!r}, expected a table of names, each with its size and sha256")
+        if wrong := wrong_names(sorted(files)):
+            raise _Wrong("; ".join(wrong))
     sample = table.get("sample_of")
     if not isinstance(sample, str | None):
         raise _Wrong(f"sample_of is {sample!r}, expected the name of a data set")
-    files = _table(table["files"], "files", set(FILE_NAMES))
-    training_images = _count(table, "training_images")
+    mirrors = table.get("mirrors", [])
+    if not isinstance(mirrors, list) or not all(isinstance(mirror, str) and mirror for mirror in mirrors):
+        raise _Wrong(f"mirrors is {mirrors!r}, expected a list of addresses")
+    training_images = _count(table, "training_images") if is_idx else 0
     validation_images = _count(table, "validation_images") if "validation_images" in table else None
     if validation_images is not None and validation_images >= training_images:
         raise _Wrong(f"validation_images is {validation_images}, expected fewer than the {training_images} of training")
+    names = FILE_NAMES if is_idx else sorted(files)
     return DatasetDescription(
         name=name,
-        mirrors=_mirrors(table),
+        mirrors=tuple(mirrors),
         training_images=training_images,
-        test_images=_count(table, "test_images"),
+        test_images=_count(table, "test_images") if is_idx else 0,
         validation_images=validation_images,
         sample_of=sample,
-        files=tuple(_file_entry(file_name, files[file_name]) for file_name in FILE_NAMES),
+        files=tuple(_file_entry(file_name, files[file_name], smallest=int(is_idx)) for file_name in names),
+        is_idx=is_idx,
     )
 
 
@@ -130,25 +141,7 @@ def _format(table: Any) -> str:
     return str(found)
 
 
-def _any_files(name: str, table: Any) -> DatasetDescription:
-    table = _table(table, "the data set", {"files"}, {"format", "mirrors"})
-    files = table["files"]
-    if not isinstance(files, dict) or not files:
-        raise _Wrong(f"files is {files!r}, expected a table of names, each with its size and sha256")
-    if wrong := wrong_names(sorted(files)):
-        raise _Wrong("; ".join(wrong))
-    entries = tuple(_file_entry(file_name, files[file_name], smallest=0) for file_name in sorted(files))
-    return DatasetDescription(name, _mirrors(table), 0, 0, None, None, entries, is_idx=False)
-
-
-def _mirrors(table: dict[str, Any]) -> tuple[str, ...]:
-    mirrors = table.get("mirrors", [])
-    if not isinstance(mirrors, list) or not all(isinstance(mirror, str) and mirror for mirror in mirrors):
-        raise _Wrong(f"mirrors is {mirrors!r}, expected a list of addresses")
-    return tuple(mirrors)
-
-
-def _file_entry(name: str, table: Any, smallest: int = 1) -> FileEntry:
+def _file_entry(name: str, table: Any, smallest: int) -> FileEntry:
     table = _table(table, name, {"size", "sha256"})
     if not isinstance(table["sha256"], str) or not re.fullmatch("[0-9a-f]{64}", table["sha256"]):
         raise _Wrong(f"the sha256 of {name} is {table['sha256']!r}, expected 64 digits of 0-9a-f")

@@ -14,7 +14,7 @@ import pytest
 
 from flows.datasets import main as datasets_command
 from infra.compute.runner.manifest import MANIFEST, file_entry, files_sha256, folder_entries, parse_manifest
-from infra.digest_cache import DigestCache
+from infra.digest_cache import DigestCache, file_version
 from infra.errors import ArgumentError, DatasetNotFound, DatasetUnavailable, ObjectStoreError
 from infra.object_store import ObjectStore
 from infra.remote_folder import RemoteFile, RemoteFolder
@@ -23,8 +23,7 @@ from infra.settings import load_settings
 from tasks.datasets import folder as folder_module
 from tasks.datasets.folder import describe_folder, list_folder
 from tasks.datasets.names import check_dataset_name, wrong_names
-from tasks.datasets.sources import DataSource, resolve, resolve_all
-from tasks.datasets.store import bring_to_store
+from tasks.datasets.sources import DataSource, bring_to_store, resolve, resolve_all
 from tasks.datasets.stored import list_datasets
 from tests.http_server import serving
 from tests.s3_server import S3Server, s3_server
@@ -209,7 +208,7 @@ def test_a_file_that_was_changed_just_now_is_read_again(local: Services, tmp_pat
         describe_folder(folder, cache)
     found = (folder / "a").stat()
     with cached(local) as cache:
-        assert cache.get(os.fsencode(folder / "a"), folder_module._version(found)) is None
+        assert cache.get(os.fsencode(folder / "a"), file_version(found)) is None
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(
@@ -437,7 +436,7 @@ def test_what_a_server_cannot_copy_in_parts_is_streamed(
 ) -> None:
     server.make_bucket("large")
     raw = write(server.folder / "large" / "raw", {"a": os.urandom(6_000_000), "b": b"b"})
-    monkeypatch.setattr("infra.object_store._COPIED_AT_ONCE", 5_000_000)
+    monkeypatch.setattr("s3fs.core.MANAGED_COPY_THRESHOLD", 5_000_000)
     services = services_for(tmp_path, f"s3://{bucket}", monkeypatch)
     digest = brought("s3://large/raw", services)
     assert services.store.get_bytes(f"datasets/raw/{digest}/a") == (raw / "a").read_bytes()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from infra import remote_store
 from infra.errors import ObjectStoreError, ObjectStoreUnreachable
 from infra.object_store import ObjectStore, SourceFile
 from tests.s3_server import KEY_ID, SECRET, S3Server, free_port, s3_server
@@ -419,12 +420,68 @@ def test_a_server_that_dies_and_comes_back_at_once_is_no_more_than_a_pause(
 
 
 @pytest.mark.slow
+def test_a_large_file_is_begun_again_at_a_server_that_has_lost_what_it_had_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = source(tmp_path / "file", os.urandom(40 * MIB))
+    with s3_server(tmp_path / "s3", "bucket") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        sent: list[int] = []
+
+        def break_once(count: int) -> None:
+            sent.append(count)
+            if len(sent) == 1:
+                server.kill()
+                server.start()
+
+        store = ObjectStore("s3://bucket")
+        store.put_files([("p/file", file)], break_once)
+        assert store.get_bytes("p/file") == file.path.read_bytes()
+    assert min(sent) < 0, "what was lost is taken back"
+    assert sum(sent) == 40 * MIB
+
+
+@pytest.mark.slow
+def test_a_part_that_a_busy_server_takes_long_over_is_waited_for_and_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Sent again while its first copy is still being written, it counts as done, and the upload ends in InvalidPart.
+    monkeypatch.setitem(remote_store._S3_CONFIG, "read_timeout", 1)
+    monkeypatch.setitem(remote_store._S3_CONFIG, "retries", {"total_max_attempts": 1})
+    file = source(tmp_path / "file", os.urandom(40 * MIB))
+    with s3_server(tmp_path / "s3", "bucket") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        sent: list[int] = []
+
+        def be_busy_once(count: int) -> None:
+            sent.append(count)
+            if len(sent) == 1:
+                server.stop()
+                threading.Timer(4, server.go_on).start()
+
+        store = ObjectStore("s3://bucket")
+        store.put_files([("p/file", file)], be_busy_once)
+        assert min(sent) > 0
+        assert store.sizes("p") == {"file": 40 * MIB}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1000, 12 * MIB])
+def test_a_file_that_changes_while_it_is_sent_is_not_stored(bucket: str, tmp_path: Path, size: int) -> None:
+    store = ObjectStore(f"s3://{bucket}")
+    file = source(tmp_path / "file", bytes(size))
+    with pytest.raises(ObjectStoreError, match="was changed while it was sent"):
+        store.put_files([("p/file", file)], lambda count: file.path.touch())
+    assert store.sizes("p") == {}
+
+
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_told_within_a_minute(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infra import object_store
-
-    options = object_store._S3_CONFIG
+    options = remote_store._S3_CONFIG
     attempts = options["retries"]["total_max_attempts"]
     assert attempts * max(options["connect_timeout"], options["read_timeout"]) <= 50
     monkeypatch.setitem(options, "read_timeout", 1)

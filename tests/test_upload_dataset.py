@@ -20,7 +20,8 @@ from infra.object_store import ObjectStore, Source
 from infra.services import Services
 from infra.settings import load_settings
 from tasks.dataset_catalog import describe_dataset
-from tasks.datasets.stored import folder_files, list_datasets, store_dataset
+from tasks.datasets.folder import FolderFiles
+from tasks.datasets.stored import list_datasets, store_dataset
 from tasks.handoffs import Dataset, DatasetFiles
 from tasks.training_program.dataset_files import TEST_IMAGES, TRAIN_IMAGES
 from tasks.upload_dataset import upload_dataset
@@ -79,7 +80,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def upload(store: ObjectStore, folder: Path, overwrite: bool = False) -> Dataset:
-    return store_dataset("small", folder_files(folder, entries(folder)), store, overwrite)
+    return store_dataset("small", FolderFiles(folder, tuple(entries(folder))), store, overwrite)
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -140,12 +141,12 @@ def test_what_is_damaged_in_its_size_is_found_by_reading_it_back_and_sent_again(
     store.changes.clear()
     upload(store, files)
     assert store.changes == [], "to read all of it each time would cost what it saves"
-    store_dataset("small", folder_files(files, entries(files)), store, read_back=True)
+    store_dataset("small", FolderFiles(files, tuple(entries(files))), store, read_back=True)
     assert store.changes == [f"delete {MANIFEST}", f"put {TRAIN_IMAGES}", f"put {MANIFEST}"]
     assert_whole(store, dataset, files)
     assert f"{TRAIN_IMAGES} in the store is damaged: expected SHA-256" in caplog.text
     store.changes.clear()
-    store_dataset("small", folder_files(files, entries(files)), store, read_back=True)
+    store_dataset("small", FolderFiles(files, tuple(entries(files))), store, read_back=True)
     assert store.changes == []
 
 
@@ -194,7 +195,7 @@ def test_a_local_file_that_changed_leaves_the_data_set_without_a_manifest(
     changed = tmp_path / "changed"
     write_small_dataset(changed, 60, 20, seed=1)
     with pytest.raises(ObjectStoreError, match="is not what it should be"):
-        store_dataset("small", folder_files(changed, told_of), store)
+        store_dataset("small", FolderFiles(changed, tuple(told_of)), store)
     assert f"put {MANIFEST}" not in store.changes
     assert not any(found.complete for found in list_datasets(store))
 
@@ -246,9 +247,10 @@ from pathlib import Path
 from infra.experiment_tracker import ExperimentTracker
 from infra.object_store import ObjectStore
 from infra.compute.runner.manifest import file_entry
-from tasks.datasets.stored import folder_files, store_dataset
+from tasks.datasets.folder import FolderFiles
+from tasks.datasets.stored import store_dataset
 folder = Path(sys.argv[2])
-store_dataset("big", folder_files(folder, map(file_entry, folder.iterdir())), ObjectStore(sys.argv[1]))
+store_dataset("big", FolderFiles(folder, tuple(map(file_entry, folder.iterdir()))), ObjectStore(sys.argv[1]))
 """
 
 
@@ -282,7 +284,7 @@ def test_an_upload_that_was_killed_is_completed_by_the_next(store: ObservedStore
     assert not (stored / MANIFEST).exists()
     assert [dataset.complete for dataset in list_datasets(store)] == [False]
 
-    dataset = store_dataset("big", folder_files(tmp_path / "big", told_of), store)
+    dataset = store_dataset("big", FolderFiles(tmp_path / "big", tuple(told_of)), store)
     # A request that was under way at the kill may still have been completed by the server.
     assert 40 - there - 4 <= len(store.changes) - 1 <= 40 - there
     assert [(found.sha256, found.complete) for found in list_datasets(store)] == [(dataset.sha256, True)]
@@ -306,11 +308,11 @@ def test_a_server_that_dies_in_the_middle_of_parts_leaves_no_manifest_and_the_ne
                 super().put_files(files, lambda count: server.kill())
 
         with pytest.raises(ObjectStoreUnreachable):
-            store_dataset("large", folder_files(folder, told_of), DyingStore("s3://bucket"))
+            store_dataset("large", FolderFiles(folder, tuple(told_of)), DyingStore("s3://bucket"))
         server.start()
         store = ObjectStore("s3://bucket")
         assert store.sizes("datasets") == {}
-        dataset = store_dataset("large", folder_files(folder, told_of), store)
+        dataset = store_dataset("large", FolderFiles(folder, tuple(told_of)), store)
         assert store.get_bytes(f"datasets/large/{dataset.sha256}/{MANIFEST}") == manifest_bytes(told_of)
         assert store.get_bytes(f"datasets/large/{dataset.sha256}/large") == (folder / "large").read_bytes()
 

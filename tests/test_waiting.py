@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import object_store, waiting
+from infra import remote_store, waiting
 from infra.errors import ObjectStoreUnreachable
 from infra.object_store import ObjectStore
 from tasks.training_program import retry, storage
@@ -26,7 +26,7 @@ def test_a_store_that_hangs_is_told_of_and_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(waiting, "SECONDS_BEFORE", 0.2)
-    for config in (object_store._S3_CONFIG, storage._S3["config_kwargs"]):
+    for config in (remote_store._S3_CONFIG, storage._S3["config_kwargs"]):
         assert config["retries"]["total_max_attempts"] * config["read_timeout"] <= 60
         monkeypatch.setitem(config, "read_timeout", 1)
     with ExitStack() as stack:

@@ -1,21 +1,18 @@
 """The files under an address as a data set: their digests, as they stream, and their way into the store."""
 
+import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, wait
-from contextvars import copy_context
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
-from threading import Event
 
 from infra.addresses import without_secrets
-from infra.background import in_background
+from infra.background import OnBytes, side_by_side
 from infra.compute.runner.manifest import FileEntry
 from infra.digest_cache import DigestCache
 from infra.errors import ArgumentError
 from infra.object_store import ObjectStore
-from infra.remote_folder import RemoteFile, RemoteFolder, RemoteSource, changed, sha256_of
+from infra.remote_folder import RemoteFile, RemoteFolder, RemoteSource, changed
 from tasks.datasets.names import is_left_out, refuse, wrong_names
 from tasks.progress import byte_progress
 
@@ -26,18 +23,18 @@ _READERS = 4
 
 
 @dataclass(frozen=True)
-class DescribedAddress:
+class AddressFiles:
     """The files under an address, by name, with their digests."""
 
     folder: RemoteFolder
     files: dict[str, RemoteFile]
     entries: tuple[FileEntry, ...]
 
-    def in_place(self) -> list[FileEntry]:
-        """The entries of a manifest that names the files where they are."""
-        return [FileEntry(entry.name, entry.size, entry.sha256, self.files[entry.name].uri) for entry in self.entries]
+    def in_place(self) -> "AddressFiles":
+        """The same for a manifest that names the files where they are."""
+        return replace(self, entries=tuple(replace(one, uri=self.files[one.name].uri) for one in self.entries))
 
-    def send(self, store: ObjectStore, keyed: Iterable[tuple[str, FileEntry]], on_bytes: Callable[[int], None]) -> None:
+    def send(self, store: ObjectStore, keyed: Iterable[tuple[str, FileEntry]], on_bytes: OnBytes) -> None:
         """Bring files to their keys: copied by the store itself where they lie in it, else as they stream.
 
         Raises `DatasetUnavailable`, with nothing wrong left behind, if one was changed since it was read.
@@ -63,9 +60,7 @@ class DescribedAddress:
         if different:
             raise changed(without_secrets(different[0][1].uri))
 
-    def _stream(
-        self, store: ObjectStore, wanted: list[tuple[str, RemoteFile, str]], on_bytes: Callable[[int], None]
-    ) -> None:
+    def _stream(self, store: ObjectStore, wanted: list[tuple[str, RemoteFile, str]], on_bytes: OnBytes) -> None:
         store.put_files(((key, RemoteSource(self.folder, file, digest)) for key, file, digest in wanted), on_bytes)
 
 
@@ -87,7 +82,7 @@ def list_address(uri: str) -> tuple[RemoteFolder, list[RemoteFile]]:
     return folder, files
 
 
-def describe_address(uri: str, cache: DigestCache) -> DescribedAddress:
+def describe_address(uri: str, cache: DigestCache) -> AddressFiles:
     """Name, size and SHA-256 of each file under the address `uri`, none of which touches this machine's disk.
 
     A file of which its server says the same (ETag, size, time) as when `cache` noted a digest is not read.
@@ -100,43 +95,23 @@ def describe_address(uri: str, cache: DigestCache) -> DescribedAddress:
         if sha256:
             known[file.name] = sha256
     unread = [file for file in files if file.name not in known]
-    for file, sha256 in _digests(folder, unread):
-        known[file.name] = sha256
-        if file.version:
-            cache.put(_place(folder, file), file.version, sha256)
+    if unread:
+        reads = (partial(_digest, folder, file) for file in unread)
+        with byte_progress(f"Reading {without_secrets(folder.uri)}", sum(file.size for file in unread)) as advance:
+            for file, sha256 in side_by_side(reads, _READERS, advance):
+                known[file.name] = sha256
+                if file.version:
+                    cache.put(_place(folder, file), file.version, sha256)
     entries = tuple(FileEntry(file.name, file.size, known[file.name]) for file in files)
-    return DescribedAddress(folder, {file.name: file for file in files}, entries)
+    return AddressFiles(folder, {file.name: file for file in files}, entries)
 
 
-def _digests(folder: RemoteFolder, files: list[RemoteFile]) -> Iterator[tuple[RemoteFile, str]]:
-    """The SHA-256 of each file, several of which are read at once."""
-    if not files:
-        return
-    abandoned = Event()
-    under_way: deque[tuple[RemoteFile, Future[str]]] = deque()
-    with byte_progress(f"Reading {without_secrets(folder.uri)}", sum(file.size for file in files)) as advance:
-
-        def on_bytes(count: int) -> None:
-            if abandoned.is_set():
-                raise CancelledError
-            advance(count)
-
-        try:
-            for file in files:
-                read = partial(sha256_of, folder.chunks(file), on_bytes)
-                # Each in this context, where Prefect finds the task run that progress belongs to.
-                under_way.append((file, in_background(partial(copy_context().run, read))))
-                if len(under_way) == _READERS:
-                    yield under_way[0][0], under_way[0][1].result()
-                    under_way.popleft()
-            for file, future in under_way:
-                yield file, future.result()
-        except BaseException as error:
-            abandoned.set()
-            if isinstance(error, Exception):
-                wait([future for _, future in under_way])
-            # Who was told to stop waits for no server.
-            raise
+def _digest(folder: RemoteFolder, file: RemoteFile, on_bytes: OnBytes) -> tuple[RemoteFile, str]:
+    digest = hashlib.sha256()
+    for chunk in folder.chunks(file):
+        digest.update(chunk)
+        on_bytes(len(chunk))
+    return file, digest.hexdigest()
 
 
 def _place(folder: RemoteFolder, file: RemoteFile) -> bytes:

@@ -5,13 +5,15 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infra.background import OnBytes
 from infra.compute.runner.manifest import FileEntry
-from infra.digest_cache import DigestCache
+from infra.digest_cache import DigestCache, file_version
 from infra.errors import ArgumentError, DatasetUnavailable
+from infra.object_store import ObjectStore, SourceFile
 from infra.remote_folder import changed
 from tasks.datasets.names import is_left_out, printable, refuse, wrong_names
 from tasks.progress import byte_progress
@@ -32,6 +34,24 @@ class Listing:
     """Relative to the folder, parted by `/`, sorted."""
     left_out: tuple[str, ...]
     """Dotfiles and what file managers and notebooks leave; of a folder its own name alone, with a `/`."""
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """Files of a folder of this machine; as they are sent, their bytes are compared with their entries."""
+
+    folder: Path
+    entries: tuple[FileEntry, ...]
+
+    def in_place(self) -> "FolderFiles":
+        """The same for a manifest that names the files where they are."""
+        entries = (replace(entry, uri=f"file://{self.folder / entry.name}") for entry in self.entries)
+        return replace(self, entries=tuple(entries))
+
+    def send(self, store: ObjectStore, keyed: Iterable[tuple[str, FileEntry]], on_bytes: OnBytes) -> None:
+        """Bring files to their keys."""
+        sources = ((key, SourceFile(self.folder / entry.name, entry.size, entry.sha256)) for key, entry in keyed)
+        store.put_files(sources, on_bytes)
 
 
 def list_folder(folder: Path) -> Listing:
@@ -113,7 +133,7 @@ def describe_folder(folder: Path, cache: DigestCache) -> list[FileEntry]:
             found = path.stat()
         except OSError:
             raise changed(str(path)) from None
-        sha256 = cache.get(os.fsencode(path), _version(found))
+        sha256 = cache.get(os.fsencode(path), file_version(found))
         if sha256:
             known[name] = FileEntry(name, found.st_size, sha256)
         else:
@@ -125,7 +145,7 @@ def describe_folder(folder: Path, cache: DigestCache) -> list[FileEntry]:
     return [known[name] for name in listing.names]
 
 
-def _read(path: Path, name: str, cache: DigestCache, advance: Callable[[int], None]) -> FileEntry:
+def _read(path: Path, name: str, cache: DigestCache, advance: OnBytes) -> FileEntry:
     begun = time.time()
     digest = hashlib.sha256()
     size = 0
@@ -141,14 +161,9 @@ def _read(path: Path, name: str, cache: DigestCache, advance: Callable[[int], No
         raise changed(str(path)) from None
     except OSError as error:
         raise DatasetUnavailable(f"{path} cannot be read: {error.strerror}.\nCorrect that, and run again.") from error
-    if _version(before) != _version(after) or size != after.st_size:
+    if file_version(before) != file_version(after) or size != after.st_size:
         raise changed(str(path))
     # One that was changed just now could be changed again within the same step of the file system's clock.
     if max(after.st_mtime, after.st_ctime) < begun - _SECONDS_OF_DOUBT:
-        cache.put(os.fsencode(path), _version(after), digest.hexdigest())
+        cache.put(os.fsencode(path), file_version(after), digest.hexdigest())
     return FileEntry(name, size, digest.hexdigest())
-
-
-def _version(found: os.stat_result) -> str:
-    # The inode's own time too: it cannot be set, as that of the bytes is by whoever copies times along.
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"

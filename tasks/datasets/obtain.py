@@ -1,20 +1,15 @@
 """The files of a data set of the catalog on this machine, fetched and checked; offline, a sample of them."""
 
 import logging
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import wait
-from contextlib import suppress
-from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from threading import Event
 from typing import Literal, NamedTuple
 
 from infra.addresses import without_secrets
-from infra.background import in_background
-from infra.compute.runner.manifest import FileEntry, file_entry
+from infra.background import OnBytes, side_by_side
+from infra.compute.runner.manifest import FileEntry, file_entry, is_intact
 from infra.errors import DatasetCorrupted, DatasetNotFound, DatasetUnavailable, SettingsError
 from infra.lock import hold
 from infra.mirror import (
@@ -101,10 +96,6 @@ class NoMirrorReachable(DatasetUnavailable):
     """Every mirror of every missing file refused, had no name or was silent."""
 
 
-class _Abandoned(Exception):
-    """The run is being stopped."""
-
-
 class _Failure(NamedTuple):
     mirror: str
     file: str
@@ -120,7 +111,10 @@ def _prepare(
         folder.mkdir(parents=True, exist_ok=True)
         lock = settings.locks_folder / f"dataset-{dataset.name}.lock"
         with hold(lock, lambda holder: LOGGER.info("Waiting: %s is at work on %s", holder, folder)):
-            missing = [entry for entry in dataset.files if not _is_intact(folder / entry.name, entry)]
+            missing = [entry for entry in dataset.files if not is_intact(folder / entry.name, entry)]
+            for path in filter(Path.exists, (folder / entry.name for entry in missing)):
+                LOGGER.warning("%s is not the file that the catalog describes: removed", path)
+                path.unlink()
             if missing:
                 obtain(folder, missing)
             else:
@@ -133,16 +127,6 @@ def _prepare(
     return DatasetFiles(dataset, folder)
 
 
-def _is_intact(path: Path, entry: FileEntry) -> bool:
-    if not path.exists():
-        return False
-    if path.is_file() and path.stat().st_size == entry.size and file_entry(path, entry.name) == entry:
-        return True
-    LOGGER.warning("%s is not the file that the catalog describes: removed", path)
-    path.unlink()
-    return False
-
-
 def _download(
     dataset: DatasetDescription,
     mirrors: tuple[str, ...],
@@ -152,67 +136,42 @@ def _download(
     entries: list[FileEntry],
 ) -> None:
     """Fetch `entries` side by side, each from the first mirror that has it."""
-    abandoned, waiting = Event(), deque(entries)
     failures: list[_Failure] = []
 
-    def fetch_in_turn(advance: Callable[[int], None]) -> set[str]:
-        delivered = set()
-        with suppress(IndexError):  # Nothing waits any more.
-            while not abandoned.is_set():
-                entry = waiting.popleft()
-                if fetch(entry, advance):
-                    delivered.add(entry.name)
-        return delivered
-
-    def fetch(entry: FileEntry, advance: Callable[[int], None]) -> bool:
+    def fetch(entry: FileEntry, advance: OnBytes) -> str | None:
         shown = 0
 
         def report(have: int) -> None:
             nonlocal shown
-            if abandoned.is_set():
-                raise _Abandoned
             advance(have - shown)
             shown = have
 
+        check = partial(_check_idx, dataset, entry.name, catalog) if dataset.is_idx else lambda path: None
+        target = folder / entry.name
+        target.parent.mkdir(parents=True, exist_ok=True)
         for mirror in mirrors:
             address = file_address(mirror, entry.name)
-            check = partial(_check_idx, dataset, entry.name, catalog) if dataset.is_idx else _take_as_it_is
             try:
-                target = folder / entry.name
-                target.parent.mkdir(parents=True, exist_ok=True)
                 fetch_file(address, target, entry.size, entry.sha256, check=check, report=report, limits=limits)
-                return True
+                return entry.name
             except MirrorError as error:
                 failures.append(_Failure(mirror, entry.name, error))
                 if not isinstance(error, MirrorUnreachable):
                     LOGGER.warning("%s %s", without_secrets(address), error)
-        return False
+        return None
 
     total = sum(entry.size for entry in entries)
     title = f"Downloading {dataset.name}"
     LOGGER.info("%s: %d files, %.1f MB, into %s", title, len(entries), total / 1e6, folder)
     with byte_progress(title, total) as advance:
-        # Each thread in this context, where Prefect finds the task run that progress belongs to.
-        calls = (partial(copy_context().run, fetch_in_turn, advance) for _ in entries[:_FETCHES])
-        futures = [in_background(call) for call in calls]
-        try:
-            delivered = set().union(*(future.result() for future in futures))
-        except BaseException as error:
-            abandoned.set()
-            if isinstance(error, Exception):
-                wait(futures)
-            # Who was told to stop waits for no mirror: one that is silent may be so for each file and each attempt.
-            raise
+        fetches = (partial(fetch, entry) for entry in entries)
+        delivered = {name for name in side_by_side(fetches, _FETCHES, advance) if name}
     if len(delivered) < len(entries):
         raise _not_delivered(dataset, failures, delivered)
     LOGGER.info("Downloaded and checked: %s", folder)
     unreachable = [failure for failure in failures if isinstance(failure.error, MirrorUnreachable)]
     if unreachable:
         LOGGER.warning("Not every mirror could be reached:\n%s", _answers(unreachable, len(entries)))
-
-
-def _take_as_it_is(path: Path) -> None:
-    """Size and digest were compared, and more is not known of it."""
 
 
 def _check_idx(dataset: DatasetDescription, name: str, catalog: Path, path: Path) -> None:

@@ -1,5 +1,9 @@
-"""What a person gives as `--data`: a folder, an address, or the name of a data set, with or without its version."""
+"""What a person gives as `--data`, a folder, an address or the name of a data set: looked up, brought to the store.
 
+Nothing is sent or read again that has not changed.
+"""
+
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,20 +15,29 @@ from urllib.parse import unquote, urlsplit
 from fsspec import available_protocols
 
 from infra.addresses import has_login, is_http, without_secrets
+from infra.compute.runner.manifest import files_sha256
+from infra.digest_cache import DigestCache
 from infra.errors import ArgumentError
+from infra.object_store import ObjectStore
 from infra.services import Services
 from tasks.dataset_catalog import DatasetDescription, read_catalog
-from tasks.datasets.address import list_address
-from tasks.datasets.folder import list_folder
-from tasks.datasets.names import check_dataset_name
+from tasks.datasets.address import AddressFiles, describe_address, list_address
+from tasks.datasets.folder import FolderFiles, describe_folder, list_folder
+from tasks.datasets.names import check_dataset_name, is_left_out
+from tasks.datasets.obtain import obtain_dataset
 from tasks.datasets.stored import (
     SHORT,
     StoredDataset,
     list_datasets,
     matching_version,
     not_stored,
+    store_dataset,
+    stored_dataset,
     versions_table,
 )
+from tasks.handoffs import Dataset
+
+LOGGER = logging.getLogger(__name__)
 
 Kind = Literal["folder", "address", "catalog", "stored"]
 
@@ -200,3 +213,69 @@ def dataset_name(source: DataSource, given: str | None) -> str:
             )
         return source.own_name
     return check_dataset_name(given or source.own_name)
+
+
+def describe(source: DataSource, services: Services, in_place: bool) -> FolderFiles | AddressFiles:
+    """The files of a folder or an address, read as far as they have changed; see `bring_to_store`."""
+    files: FolderFiles | AddressFiles
+    with DigestCache(services.settings.home / "digests.sqlite") as cache:
+        if source.kind == "address":
+            files = describe_address(source.place, cache)
+        else:
+            files = FolderFiles(Path(source.place), tuple(describe_folder(Path(source.place), cache)))
+    return files.in_place() if in_place else files
+
+
+def digest(source: DataSource, services: Services, in_place: bool) -> str:
+    """The SHA-256 that the data set of `source` has, or will have, in the store; nothing is sent."""
+    known = source.stored or source.description
+    return known.sha256 if known else files_sha256(describe(source, services, in_place).entries)
+
+
+def bring_to_store(
+    source: DataSource, services: Services, name: str | None = None, in_place: bool = False, overwrite: bool = False
+) -> Dataset:
+    """The data set of `source` in the store, called `name` or as its folder, address or catalog has it.
+
+    With `in_place` its files stay where they are: the manifest names their addresses, whoever reads one compares size
+    and digest, and the data set's digest is another than that of a copy. With `overwrite` everything is sent again.
+
+    Raises `ArgumentError` if the files cannot be a data set or the name cannot be one, `DatasetUnavailable` if a file
+    changes meanwhile, `ObjectStoreError` and its family if the store or the address refuses; for a data set of the
+    catalog as `obtain_dataset` does. Nothing is in the store then, or a data set without a manifest, which the next
+    call completes.
+    """
+    name = dataset_name(source, name)
+    if source.stored or source.description:
+        if in_place:
+            raise ArgumentError(
+                f"--in-place is for a folder or an address, and {source.place} is a name.\nLeave it out."
+            )
+        return _brought_by_name(source, services, overwrite)
+    if source.kind == "folder":
+        _refuse_around_the_store(Path(source.place), services.store)
+    return store_dataset(name, describe(source, services, in_place), services.store, overwrite)
+
+
+def _brought_by_name(source: DataSource, services: Services, overwrite: bool) -> Dataset:
+    description = source.description
+    if description is None:
+        assert source.stored is not None
+        LOGGER.info("Using %s of the store", source.stored.short_name)
+        return Dataset(source.stored.name, source.stored.sha256, source.stored.uri)
+    stored = stored_dataset(services.store, description.name, description.sha256)
+    if stored and stored.complete and not overwrite:
+        LOGGER.info("%s is in the store and whole, nothing was downloaded", stored.short_name)
+        return Dataset(stored.name, stored.sha256, stored.uri)
+    files = obtain_dataset(description, services.settings)
+    return store_dataset(description.name, FolderFiles(files.folder, description.files), services.store, overwrite)
+
+
+def _refuse_around_the_store(folder: Path, store: ObjectStore) -> None:
+    """Raise if the store lies among the files: each upload would make the next one larger."""
+    root = Path(store.uri.removeprefix("file://")) if store.uri.startswith("file://") else None
+    if root and root.is_relative_to(folder) and not any(map(is_left_out, root.relative_to(folder).parts)):
+        raise ArgumentError(
+            f"The folder {folder} holds the object store, {root}, and so every copy of itself.\n"
+            "Name a folder with the data alone, or set OBJECT_STORE_URI to another place."
+        )

@@ -4,16 +4,17 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
+from typing import Protocol
 
 from infra.addresses import without_secrets
+from infra.background import OnBytes
 from infra.compute.runner.manifest import MANIFEST, BadManifest, FileEntry, manifest_bytes, parse_manifest
 from infra.errors import ArgumentError, ObjectStoreError
-from infra.object_store import ObjectStore, SourceFile
+from infra.object_store import ObjectStore
 from tasks.handoffs import Dataset
 from tasks.progress import byte_progress
 
@@ -50,22 +51,13 @@ class StoredDataset:
         return f"{self.name}@{self.sha256[:SHORT]}"
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(Protocol):
     """The files of a data set to be, and the way by which those that are missing in the store get there."""
 
-    entries: tuple[FileEntry, ...]
-    send: Callable[[ObjectStore, Keyed, Callable[[int], None]], None]
+    @property
+    def entries(self) -> tuple[FileEntry, ...]: ...
 
-
-def folder_files(folder: Path, entries: Iterable[FileEntry]) -> Files:
-    """The files `entries` of a folder of this machine; their bytes are compared with the entries as they are sent."""
-
-    def send(store: ObjectStore, keyed: Keyed, on_bytes: Callable[[int], None]) -> None:
-        sources = ((key, SourceFile(folder / entry.name, entry.size, entry.sha256)) for key, entry in keyed)
-        store.put_files(sources, on_bytes)
-
-    return Files(tuple(entries), send)
+    def send(self, store: ObjectStore, keyed: Keyed, on_bytes: OnBytes) -> None: ...
 
 
 def store_dataset(

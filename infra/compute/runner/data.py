@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -16,7 +15,7 @@ from typing import BinaryIO, TypeVar
 import fsspec
 
 from .exits import BadDataset, RunnerError
-from .manifest import MANIFEST, BadManifest, FileEntry, parse_manifest
+from .manifest import MANIFEST, BadManifest, FileEntry, is_intact, parse_manifest
 from .order import DatasetOrder
 from .output import say
 from .patience import with_patience
@@ -122,7 +121,7 @@ def _bring_file(dataset: DatasetOrder, entry: FileEntry, folder: Path, cache: Pa
         _fetch(dataset.name, entry, uri, target, news)
     else:
         kept = cache / entry.sha256
-        if not _holds(kept, entry):
+        if not is_intact(kept, entry):
             part = cache / f".{entry.sha256}.{secrets.token_hex(4)}.part"
             try:
                 _fetch(dataset.name, entry, uri, part, news)
@@ -135,12 +134,6 @@ def _bring_file(dataset: DatasetOrder, entry: FileEntry, folder: Path, cache: Pa
         except OSError:
             shutil.copyfile(kept, target)
     news.add(0, files=1)
-
-
-def _holds(path: Path, entry: FileEntry) -> bool:
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        return path.stat().st_size == entry.size and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-    return False
 
 
 def _fetch(name: str, entry: FileEntry, uri: str, target: Path, news: _News) -> None:

@@ -76,6 +76,11 @@ def file_entry(path: Path, name: str | None = None) -> FileEntry:
         return FileEntry(name or path.name, file.tell(), digest)
 
 
+def is_intact(path: Path, entry: FileEntry) -> bool:
+    """True if the file at `path` is there, and what `entry` says."""
+    return path.is_file() and path.stat().st_size == entry.size and file_entry(path).sha256 == entry.sha256
+
+
 def bytes_entry(name: str, content: bytes) -> FileEntry:
     """The entry of a file with this name and content."""
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
