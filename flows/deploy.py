@@ -1,6 +1,7 @@
 """Put the deployments and automations in place, and say where everything is. A part of the stack; safe to repeat.
 
 python -m flows.deploy
+python -m flows.deploy --program FOLDER ...    a deployment of your own program, see flows/program_deployment.py
 """
 
 import infra.process_environment
@@ -182,4 +183,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    infra.terminal.run(main)
+    if len(sys.argv) == 1:
+        infra.terminal.run(main)
+    from flows.program_deployment import run
+
+    run(sys.argv[1:])

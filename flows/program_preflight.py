@@ -60,7 +60,8 @@ def wanted_of(parameters: Mapping[str, Any]) -> Wanted:
     """What the parameters of the flow `train` want."""
     names = {one.name for one in fields(Wanted)} - {"asked", "data"}
     asked = Asked(
-        parameters=parameters["parameters"],
+        # As text: a number of the form or of a notebook is read as one of a flag is.
+        parameters={name: str(value) for name, value in parameters["parameters"].items()},
         arguments=parameters["arguments"],
         seed=parameters["seed"],
         hook=parameters["hook"],

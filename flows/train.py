@@ -37,6 +37,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from flows.form import compared_with_form
 from flows.preflight import announce, head_start, preflight
 from flows.program_preflight import EXPERIMENT_NAME, prepare, wanted_of
 from flows.reporting import StepSeconds, TrainingReport, publish_report
@@ -50,6 +51,7 @@ from tasks.cancellation import cancelled_not_crashed, stop_when_cancelled
 from tasks.champion import MODEL_NAME
 from tasks.download_artifacts import download_artifacts, filled_in
 from tasks.gate import AnyGate
+from tasks.program import Value
 from tasks.program_scores import ProgramScores
 from tasks.provision_compute import provision_compute
 from tasks.register_model import register_model
@@ -60,8 +62,11 @@ from tasks.upload_dataset import bring_data
 
 LOGGER = logging.getLogger("flows.train")  # As a script and for a worker it has another name.
 
+# Bounds and patterns stand in the annotation: see flows/train_mnist.py.
 ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 ExperimentName = Annotated[str, Field(pattern=EXPERIMENT_NAME)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Margin = Annotated[float, Field(ge=0)]
 
 
 @flow(
@@ -72,13 +77,13 @@ ExperimentName = Annotated[str, Field(pattern=EXPERIMENT_NAME)]
 def train_program(
     program: Path = Field(description="Folder of the program, with an MLproject or the script of entry in it."),
     entry: str | None = Field(None, description="Script of the program, or another entry point than main."),
-    parameters: dict[str, str] = Field({}, description="Parameters of the MLproject, by name."),
+    parameters: dict[str, Value] = Field({}, description="Parameters of the MLproject, by name."),
     arguments: list[str] = Field([], description="Arguments of the script; {data_folder} stands for the data."),
     data: list[str] = Field([], description="Folder, address or name of each data set, with NAME= before it or not."),
     dataset_name: str | None = Field(None, description="Name of the data set; by default that of its folder."),
     in_place: bool = Field(False, description="Leave the data where it is, and read it there."),
     overwrite_dataset: bool = Field(False, description="Send the data to the store even if it is there."),
-    seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of Python, NumPy and Keras."),
+    seed: Seed | None = Field(None, description="Seed of Python, NumPy and Keras."),
     env: list[str] = Field([], description="Names of variables that the program gets from this process."),
     rebuild_environment: bool = Field(False, description="Build the program's environment anew."),
     hook: bool = Field(True, description="Log Keras's metrics, and keep its checkpoints, from within the program."),
@@ -88,7 +93,7 @@ def train_program(
     cluster: ClusterOptions = DEFAULT_OPTIONS,
     model_name: ModelName | None = Field(None, description="Registered model; by default the program's name."),
     gate: AnyGate | None = Field(None, description="When a version replaces the champion."),
-    gate_margin: float | None = Field(None, ge=0, description="With the gate metric: by how much it must be better."),
+    gate_margin: Margin | None = Field(None, description="With the gate metric: by how much it must be better."),
     experiment: ExperimentName | None = Field(None, description="MLflow experiment; by default the program's name."),
     output_dir: Path = Field(
         Path("model"),
@@ -102,7 +107,8 @@ def train_program(
     services = Services(settings, TrackerProcess(settings))
     announce(settings)
     with temporary_folder(settings.scratch_folder) as bundle, stop_when_cancelled(settings):
-        prepared = prepare(wanted_of(given), services, bundle)
+        with compared_with_form(program, entry):
+            prepared = prepare(wanted_of(given), services, bundle)
         for warning in prepared.request.training.warnings:
             LOGGER.warning("%s", warning)
         request = prepared.request
@@ -155,7 +161,7 @@ def train(
     """
     named = data if isinstance(data, Mapping) else {}
     given = [f"{name}={place}" for name, place in named.items()] if named else [] if data is None else [str(data)]
-    texts = {name: str(value) for name, value in (parameters or {}).items()}
+    texts: dict[str, Value] = {name: str(value) for name, value in (parameters or {}).items()}
     with epochs_alone():
         report: TrainingReport = train_program(program=Path(program), data=given, parameters=texts, **options)
     return report

@@ -31,10 +31,10 @@ from tasks.gate import AnyGate
 from tasks.training_runs import find_finished, nearest_finished
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The command line, up to `--`."""
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The command line of `python -m MODULE`, up to `--`."""
     found = argparse.ArgumentParser(
-        prog="python -m flows.train",
+        prog=f"python -m {module}",
         usage="%(prog)s --program FOLDER [flags] [-- ARGUMENTS OF THE SCRIPT]",
         description=description,
         allow_abbrev=False,
@@ -62,7 +62,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     for name, field in ClusterOptions.model_fields.items():
         add_flag(place, name, field)
     flag = found.add_argument_group("the model").add_argument
-    flag("--model-name", type=_model_name, metavar="NAME", help="registered model; by default the program's name")
+    flag("--model-name", type=model_name, metavar="NAME", help="registered model; by default the program's name")
     flag("--gate", choices=get_args(AnyGate), help="when a version replaces the champion")
     flag("--gate-margin", type=_margin, metavar="M", help="with --gate metric: by how much it must be better")
     flag("--trust-code", action="store_true", help="load models that need the program's own code")
@@ -71,7 +71,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     flag = found.add_argument_group("the run").add_argument
     flag("--experiment", type=_experiment, metavar="NAME", help="MLflow experiment; by default the program's name")
     flag("--retrain", action="store_true", help="train even if a finished run has the same training key")
-    flag("--plan", action="store_true", help="say what would run, and why; run nothing")
     flag("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     flag("--debug", action="store_true", help="show tracebacks and debug messages")
     return found
@@ -79,36 +78,39 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def run(flow: Flow[..., TrainingReport], description: str, words: Sequence[str] | None = None) -> None:
     """Do with `flow` what the flags of this process say, and exit with the status."""
-    told = list(sys.argv[1:] if words is None else words)
-    cut = told.index("--") if "--" in told else len(told)
-    commands = parser(description)
-    given, unknown = commands.parse_known_args(told[:cut])
-    if unknown:
-        commands.error(
-            f"unknown: {' '.join(unknown)}. What the script itself takes follows --, as it stands: -- {unknown[0]} ..."
-        )
-    parameters = _parameters(commands, given, told[cut + 1 :])
+    commands = parser("flows.train", description)
+    commands.add_argument("--plan", action="store_true", help="say what would run, and why; run nothing")
+    given, parameters = parse(commands, flow, sys.argv[1:] if words is None else words)
     if given.plan:
         run_parsed(partial(_plan, parameters), str, given, commands)
     else:
         run_parsed(partial(_train, flow, parameters), summary, given, commands)
 
 
-def _parameters(commands: argparse.ArgumentParser, given: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """The parameters of the flow."""
-    values = {name: value for name, value in vars(given).items() if name not in ("plan", "json", "debug", "param")}
-    told = {name: values.pop(name) for name in ClusterOptions.model_fields}
+def parse(
+    commands: argparse.ArgumentParser, flow: Flow[..., Any], words: Sequence[str]
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """What was given, and the parameters of the flow that it means; leaves with status 2 for what is wrong."""
+    cut = words.index("--") if "--" in words else len(words)
+    given, unknown = commands.parse_known_args(words[:cut])
+    if unknown:
+        commands.error(
+            f"unknown: {' '.join(unknown)}. What the script itself takes follows --, as it stands: -- {unknown[0]} ..."
+        )
+    values = {name: value for name, value in vars(given).items() if name in flow.parameters.properties}
+    told = {name: value for name in ClusterOptions.model_fields if (value := getattr(given, name)) is not None}
     try:
-        cluster = ClusterOptions.model_validate({name: value for name, value in told.items() if value is not None})
+        cluster = ClusterOptions.model_validate(told)
     except ValidationError as error:
         commands.error("; ".join(f"--{str(one['loc'][-1]).replace('_', '-')}: {one['msg']}" for one in error.errors()))
     repeated = [name for name, _ in given.param]
     if twice := [name for name in repeated if repeated.count(name) > 1]:
         commands.error(f"--param {twice[0]} is given twice")
-    return {**values, "cluster": cluster, "parameters": dict(given.param), "arguments": arguments}
+    return given, {**values, "cluster": cluster, "parameters": dict(given.param), "arguments": list(words[cut + 1 :])}
 
 
-def _prepared(parameters: Mapping[str, Any]) -> tuple[Prepared, Services]:
+def prepared_here(parameters: Mapping[str, Any]) -> tuple[Prepared, Services]:
+    """What the parameters of the flow mean on this machine, checked; raises as `prepare` does, and for its folders."""
     check_options(parameters["compute"], parameters["cluster"], given=True)
     settings = load_settings()
     services = Services(settings, TrackerProcess(settings))
@@ -122,7 +124,7 @@ def _prepared(parameters: Mapping[str, Any]) -> tuple[Prepared, Services]:
 def _train(flow: Flow[..., TrainingReport], parameters: Mapping[str, Any]) -> TrainingReport:
     """Refuse what cannot work, and give the flow its head start, before Prefect's temporary server starts."""
     check_reachable()
-    prepared, services = _prepared(parameters)
+    prepared, services = prepared_here(parameters)
     target = compute_target(
         parameters["compute"],
         services.settings,
@@ -185,7 +187,7 @@ class Plan:
 
 
 def _plan(parameters: Mapping[str, Any]) -> Plan:
-    prepared, services = _prepared(parameters)
+    prepared, services = prepared_here(parameters)
     services.tracker.check_reachable()
     request, training = prepared.request, prepared.request.training
     finished = None if request.retrain else find_finished(services.tracker, request.experiment, training.key)
@@ -230,7 +232,8 @@ def _margin(text: str) -> float:
     return margin
 
 
-def _model_name(text: str) -> str:
+def model_name(text: str) -> str:
+    """The name of a registered model as a flag takes it."""
     if not re.fullmatch(MODEL_NAME, text):
         raise argparse.ArgumentTypeError(f"{text!r} is no model's name: a letter, a digit or _, then dots and - too")
     return text

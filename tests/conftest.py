@@ -47,7 +47,7 @@ for number in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_DFL)
 
 
-STACK = ("test_browser.py", "test_stack.py")
+STACK = ("test_browser.py", "test_deploy_program.py", "test_stack.py")
 """The files whose tests share a stack."""
 
 LONGEST = (

@@ -195,6 +195,12 @@ class Stack:
         body["state"] = {"type": "SCHEDULED"}
         return str(self.api("POST", f"/deployments/{found['id']}/create_flow_run", **body)["id"])
 
+    def deploy_program(self, program: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+        """What a person does who has sourced stack.env, in the folder that the program's is in."""
+        command = [sys.executable, "-m", "flows.deploy", "--json", f"--program={program}", *flags]
+        environment = {**os.environ, **self.environment, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=program.parent, env=environment, capture_output=True, text=True, check=False)
+
     def flow_run(self, run_id: str) -> dict[str, Any]:
         return dict(self.api("GET", f"/flow_runs/{run_id}"))
 

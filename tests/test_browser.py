@@ -1,8 +1,10 @@
 """The stack as a person with a browser uses it: the form, a run's page, its report, MLflow, the button that cancels."""
 
+import json
 import re
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -77,8 +79,8 @@ def test_a_training_from_the_form_to_its_page_in_mlflow(stack: Stack, page: Page
     open_form(page, stack)
     page.get_by_label("Run Name").fill(name)
     # Both must change: the small data set has not got the images of the defaults.
-    page.get_by_role("spinbutton", name="Epochs").fill("2")
-    page.get_by_role("spinbutton", name="Validation Images").fill("100")
+    page.get_by_role("spinbutton", name="epochs").fill("2")
+    page.get_by_role("spinbutton", name="validation_images").fill("100")
     page.get_by_role("button", name="Submit").click()
 
     named = {"flow_runs": {"name": {"any_": [name]}}}
@@ -141,7 +143,7 @@ def test_a_page_of_another_origin_can_neither_ask_nor_be_answered(stack: Stack, 
 def test_a_wrong_value_in_the_form_makes_no_run(stack: Stack, page: Page) -> None:
     before = stack.api("POST", "/flow_runs/count")
     open_form(page, stack)
-    epochs = page.get_by_role("spinbutton", name="Epochs")
+    epochs = page.get_by_role("spinbutton", name="epochs")
     epochs.fill("0")
     page.get_by_role("button", name="Submit").click()
     assert epochs.evaluate("field => field.validationMessage"), "the browser let 0 epochs pass"
@@ -152,6 +154,56 @@ def test_a_wrong_value_in_the_form_makes_no_run(stack: Stack, page: Page) -> Non
     page.get_by_role("button", name="Select dataset").click()
     assert page.get_by_role("option").all_inner_texts() == ["mnist"]
     assert stack.api("POST", "/flow_runs/count") == before
+
+
+SHAPES = """
+name: shapes
+entry_points:
+  main:
+    parameters:
+      epochs: {type: int, default: 5, min: 1, max: 100, description: Passes over all images}
+      filters: {type: int, default: 16, choices: [8, 16, 32]}
+      flip: {type: bool, default: false}
+    command: python train.py {epochs} {filters} {flip}
+"""
+WRITE_A_MODEL = """
+import os, pathlib, sys
+model = pathlib.Path(os.environ["OUTPUTS_FOLDER"]) / "model"
+model.mkdir(parents=True)
+(model / "weights.txt").write_text(" ".join(sys.argv[1:]))
+"""
+
+
+def test_the_form_of_a_program_has_what_its_mlproject_declares(stack: Stack, page: Page, tmp_path: Path) -> None:
+    program = tmp_path / "shapes"
+    program.mkdir()
+    (program / "MLproject").write_text(SHAPES)
+    (program / "train.py").write_text(WRITE_A_MODEL)
+    done = stack.deploy_program(program, "--param=epochs=7")
+    assert done.returncode == 0, done.stderr
+    deployed = json.loads(done.stdout)
+    ours = {"flow_runs": {"deployment_id": {"any_": [deployed["deployment_id"]]}}}
+
+    page.goto(f"{deployed['url']}/run")
+    epochs = page.get_by_role("spinbutton", name="epochs")
+    expect(epochs).to_have_value("7")
+    expect(page.get_by_text("Passes over all images. At least 1, at most 100.")).to_be_visible()
+    epochs.fill("0")
+    page.get_by_role("button", name="Submit").click()
+    assert epochs.evaluate("field => field.validationMessage"), "the browser let 0 epochs pass"
+    assert stack.api("POST", "/flow_runs/count", **ours) == 0
+    epochs.fill("2")
+    page.get_by_role("button", name="Select filters").click()
+    assert page.get_by_role("option").all_inner_texts() == ["8", "16", "32"]
+    page.get_by_role("option", name="8").click()
+    page.get_by_role("switch", name="flip").click()
+    page.get_by_role("button", name="Submit").click()
+
+    wait_until(lambda: stack.api("POST", "/flow_runs/count", **ours) == 1, 60, "the run", POLL_SECONDS)
+    (run,) = stack.api("POST", "/flow_runs/filter", **ours)
+    assert run["parameters"]["parameters"] == {"epochs": 2, "filters": 8, "flip": True}
+    assert stack.wait_for(run["id"])["state_name"] == "Completed", stack.flow_log(run["id"])
+    assert (stack.home / "models" / "shapes" / "1" / "weights.txt").read_text() == "2 8 True"
 
 
 def test_cancelling_on_the_runs_page_leaves_nothing_running(stack: Stack, page: Page) -> None:
