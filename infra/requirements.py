@@ -1,5 +1,7 @@
 """What a program requires: met by the pipeline's own environment, or resolved to versions and hashes, once.
 
+What the pipeline itself needs elsewhere is taken from its locks.
+
 An index, credentials for it, or a folder of wheels are named in uv's own variables (UV_INDEX_URL, UV_FIND_LINKS,
 UV_NO_INDEX ...), never in a file of ours: the list that comes out names packages, versions and hashes alone.
 """
@@ -33,6 +35,9 @@ SECONDS_TO_RESOLVE = 900.0
 
 _OUT_OF_REACH = re.compile("Failed to fetch|Failed to download|error sending request|network was disabled|timed out")
 _REASONS_SHOWN = 6
+
+_LOCKED = re.compile(r"^[\w.-]+==.*\n(?: .*\n)*", re.MULTILINE)
+"""What a lock says of one package."""
 
 
 def met(requirements: Sequence[str], python: str | None = None) -> list[str]:
@@ -136,6 +141,30 @@ def _resolve(wanted: list[str], minor: str) -> str:
         f"No versions for Python {minor} meet the program's requirements ({_listed(wanted)}).\n{reason}\n"
         "Correct the names or versions in the program's list."
     )
+
+
+def locked(requirements: Sequence[str], locks: str) -> str:
+    """The part of `locks` that has the packages of `requirements`, lines `name==version`, and all that these need.
+
+    What they need is read from what is installed here. A package that the locks do not name, or in another version than
+    is required, has no hash in the answer, so that nobody installs it.
+    """
+    known = {canonicalize_name(part.partition("==")[0]): part for part in _LOCKED.findall(locks)}
+    found: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    todo = [Requirement(line) for line in requirements]
+    for wanted in todo:  # It grows meanwhile.
+        name = canonicalize_name(wanted.name)
+        for extra in {"", *wanted.extras} - {extra for other, extra in seen if other == name}:
+            seen.add((name, extra))
+            with suppress(PackageNotFoundError):
+                needed = map(Requirement, distribution(name).requires or ())
+                todo += [one for one in needed if not one.marker or one.marker.evaluate({"extra": extra})]
+        if name not in found:
+            there = re.match(r"[^=]+==([^\s;]+)", known.get(name, ""))
+            is_right = there and wanted.specifier.contains(there[1], prereleases=True)
+            found[name] = known[name] if is_right else f"{wanted.name}{wanted.specifier}\n"
+    return "".join(found[name] for name in sorted(found))
 
 
 def _parse(line: str) -> Requirement:

@@ -166,4 +166,5 @@ class TrainingRequest:
         training = self.training
         services = (training.key, self.experiment, settings.object_store_uri, settings.mlflow_tracking_uri)
         identity = hashlib.sha256("\0".join(services).encode()).hexdigest()[:16]
-        return Workload(training.shipped, "train", training.requirements, f"training-{identity}")
+        name = f"training-{identity}"
+        return Workload(training.shipped, "train", training.requirements, name, training.secret_variables)

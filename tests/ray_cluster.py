@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-from infra.compute.ray_cluster import ACTIVE
+from infra.compute.ray_job import ACTIVE
 from tests.mlflow_server import MlflowServer
 from tests.pipeline import wait_until
 from tests.s3_server import free_port, s3_server
@@ -126,12 +126,17 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(
-    folder: Path, max_nodes: int = 2, idle_seconds: float = IDLE_SECONDS
+    folder: Path, max_nodes: int = 2, idle_seconds: float = IDLE_SECONDS, nodes: Mapping[str, str] | None = None
 ) -> Iterator[tuple[RayCluster, dict[str, str]]]:
-    """A running cluster, and the environment of a flow that uses it, a store and a tracker; all gone afterwards."""
+    """A running cluster, and the environment of a flow that uses it, a store and a tracker; all gone afterwards.
+
+    `nodes` is what the nodes find in their environment besides.
+    """
     mlflow = MlflowServer(folder / "mlflow")
     with s3_server(folder / "s3", "bucket") as s3:
-        cluster = RayCluster(max_nodes, {**s3.environment, "HOME": str(folder / "nodes")}, idle_seconds)
+        cluster = RayCluster(
+            max_nodes, {**s3.environment, "HOME": str(folder / "nodes"), **(nodes or {})}, idle_seconds
+        )
         try:
             # First, and alone: Ray gives the processes of a head 30 s to come up.
             mlflow.start()

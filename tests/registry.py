@@ -196,6 +196,7 @@ class Interrupting:
         self.jobs: list[Job] = []
 
     cache: str | None = None
+    job_identity: str | None = None
     price_per_hour = 0.0
 
     def check(self) -> None:

@@ -80,7 +80,7 @@ def test_one_that_cannot_be_built_is_said_why_and_leaves_nothing(tmp_path: Path,
 
 def test_without_uv_pip_builds_the_same(tmp_path: Path, lock: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The tests' own environment has uv; a node's need not.
-    monkeypatch.setattr(environments, "_uv", lambda: None)
+    monkeypatch.setattr(environments, "find_uv", lambda: None)
     environment = build(lock, None, tmp_path / "environments", False, lambda line: None)
     assert output([environment / "bin" / "python", "-c", "import alpha, beta; print(beta.VERSION)"]) == "1.5"
     assert output([environment / "bin" / "alpha-version"]) == "1.0"
@@ -93,7 +93,7 @@ def start(lock: str, folder: Path, uv: Path | None = None) -> subprocess.Popen[s
         from pathlib import Path
         from infra.compute.runner import environments
         if {str(uv or "")!r}:
-            environments._uv = lambda: {str(uv)!r}
+            environments.find_uv = lambda: {str(uv)!r}
         tell = lambda line: print(line, flush=True)
         print(environments.build({lock!r}, None, Path({str(folder)!r}), False, tell), flush=True)
     """
@@ -104,7 +104,7 @@ def start(lock: str, folder: Path, uv: Path | None = None) -> subprocess.Popen[s
 def slow_uv(tmp_path: Path) -> Path:
     """The real uv, but where `hold` lies, it waits in the middle until that is gone; it leaves its pid in `pid`."""
     path = tmp_path / "slow-uv"
-    real = environments._uv()
+    real = environments.find_uv()
     path.write_text(
         f'#!/bin/sh\nif [ "$1" = pip ]; then echo $$ > {tmp_path}/writing && mv {tmp_path}/writing {tmp_path}/pid\n'
         f'while [ -e {tmp_path}/hold ]; do sleep 0.05; done; fi\nexec {real} "$@"\n'

@@ -66,7 +66,7 @@ def test_each_service_has_one_module(path: Path) -> None:
         # Who speaks to it, and who serves it.
         "mlflow": {"experiment_tracker.py", "serve.py"},
         "s3fs": set(),
-        "ray": {"ray_cluster.py"},
+        "ray": {"ray_dashboard.py"},
     }
     for library, home in homes.items():
         assert library not in top_levels(path) or path.name in home

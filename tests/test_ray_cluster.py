@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from infra.compute import DEFAULT_OPTIONS, ClusterOptions, Job, Workload, compute_target, this_machine
-from infra.compute.ray_cluster import RayCluster, check_addresses
+from infra.compute.ray_cluster import RayCluster
+from infra.compute.ray_dashboard import check_addresses
 from infra.errors import ComputeUnavailable, SettingsError, TrainingFailed
 from infra.settings import Settings, load_settings
 from tasks.program_run import PROGRAM
@@ -397,7 +398,7 @@ def test_without_ray_it_says_how_to_install_it(tmp_path: Path) -> None:
     code = """
         import sys
         sys.modules["ray"] = None
-        from infra.compute.ray_cluster import connect
+        from infra.compute.ray_dashboard import connect
         from infra.errors import SettingsError
         try:
             connect("http://127.0.0.1:9")

@@ -53,6 +53,8 @@ class Workload:
     """`name==version` of what the program imports."""
     identity: str
     """The same for the same training of the same services: how a job is found again. Letters, digits, dashes."""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of this process, that the program must find in its own; secrets."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ class Compute(Protocol):
 
     cache: str | None
     """Folder there for what is worth keeping between jobs; None where what is read is here already."""
+
+    @property
+    def job_identity(self) -> str | None:
+        """What its jobs are known by, where the next flow finds that of a dead one; None where they end with theirs."""
 
     @property
     def price_per_hour(self) -> float:

@@ -21,7 +21,9 @@ from typing import Any
 
 from infra.addresses import without_secrets
 from infra.compute.local_process import usable_cores
-from infra.compute.ray_cluster import ACTIVE, connect, describe_nodes, forget_job, list_jobs, read_lease, stop_job
+from infra.compute.ray_dashboard import connect, describe_nodes
+from infra.compute.ray_job import ACTIVE, stop_job
+from infra.compute.ray_lease import forget_job, read_lease
 from infra.errors import ComputeUnavailable, PipelineError, UsageError
 from infra.object_store import ObjectStore
 from infra.settings import Settings, load_settings
@@ -98,17 +100,17 @@ def of_file(settings: Settings, release: bool, yes: bool) -> None:
 def show(settings: Settings, client: Any, state: str) -> list[str]:
     """Print a cluster with its nodes, jobs and leases; returns the jobs that hold something or wait for it."""
     store = ObjectStore(settings.object_store_uri)
-    jobs = [job for job in list_jobs(client) if job["submission_id"].startswith("training-")]
-    active = [job for job in jobs if job["status"] in ACTIVE]
+    jobs = [job for job in client.list_jobs() if (job.submission_id or "").startswith("training-")]
+    active = [job for job in jobs if job.status in ACTIVE]
     say(state)
     for node in describe_nodes(client):
         say(f"  {node}")
     for job in active:
-        lease = read_lease(store, job["submission_id"])
+        lease = read_lease(store, job.submission_id)
         age = f"renewed {time.time() - lease['renewed']:.0f} s ago by {lease['holder']}" if lease else "none"
-        say(f"  job {job['submission_id']}  {job['status']}  lease: {age}")
+        say(f"  job {job.submission_id}  {job.status}  lease: {age}")
     say(f"  {len(active)} jobs hold something or wait for it; {len(jobs) - len(active)} have ended")
-    return [job["submission_id"] for job in active]
+    return [job.submission_id for job in active]
 
 
 def end(settings: Settings, client: Any, jobs: list[str]) -> None:

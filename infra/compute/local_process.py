@@ -44,6 +44,7 @@ class LocalProcess:
         self._environment = child_environment(**environment, **hidden)
 
     cache: str | None = None
+    job_identity: str | None = None
     price_per_hour = 0.0
 
     def gpu_seconds(self) -> Mapping[str, float]:

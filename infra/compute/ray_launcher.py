@@ -40,16 +40,10 @@ import psutil
 import yaml
 
 from infra.compute import Accelerator, ClusterOptions, ComputeDescription, Workload
-from infra.compute.ray_cluster import (
-    ACTIVE,
-    SECONDS_WITHOUT_ANSWER,
-    RayCluster,
-    check_addresses,
-    connect,
-    list_jobs,
-    own_addresses,
-    read_lease,
-)
+from infra.compute.ray_cluster import SECONDS_WITHOUT_ANSWER, RayCluster
+from infra.compute.ray_dashboard import check_addresses, connect, own_addresses
+from infra.compute.ray_job import ACTIVE
+from infra.compute.ray_lease import read_lease
 from infra.errors import ComputeUnavailable, ObjectStoreError, PipelineError, SettingsError
 from infra.lock import hold, is_shared, share
 from infra.object_store import ObjectStore
@@ -361,8 +355,8 @@ class ClusterOfFile:
                 return []
             store = ObjectStore(self._settings.object_store_uri)
             # A job named `end-` does no more than end another.
-            jobs = [job for job in list_jobs(connect(tunnel.url, tunnel.token)) if job["status"] in ACTIVE]
-            names = [job["submission_id"] for job in jobs if not job["submission_id"].startswith("end-")]
+            jobs = [job for job in connect(tunnel.url, tunnel.token).list_jobs() if job.status in ACTIVE]
+            names = [name for job in jobs if (name := job.submission_id) and not name.startswith("end-")]
             return [f"job {name}" for name in names if not _is_over(name, store)]
         except ComputeUnavailable as error:
             LOGGER.debug("Who uses cluster %s cannot be asked: %s", self.name, error)

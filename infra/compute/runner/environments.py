@@ -86,7 +86,7 @@ def _lock(path: Path, tell: Callable[[str], None]) -> Iterator[int]:
 
 def _build(lock_text: str, python: str, new: Path, lock: int) -> None:
     own = python == OWN_PYTHON
-    uv = _uv()
+    uv = find_uv()
     try:
         if uv:
             # Of no project: that of the current folder would be another one's.
@@ -114,7 +114,7 @@ def _build(lock_text: str, python: str, new: Path, lock: int) -> None:
         ) from error
 
 
-def _uv() -> str | None:
+def find_uv() -> str | None:
     """The uv of this process's environment, else the one on the PATH, if there is any."""
     try:
         from uv import find_uv_bin
