@@ -87,7 +87,6 @@ class ProgramScores:
                 "default_dataset": next(iter(self._datasets), None),
                 "limit_seconds": self.limit_seconds,
                 "home": str(self._settings.home),
-                "variables": dict(self._training.secret_variables),
             }
             run_of_score = ProgramRun(self._machine, Job(self._training.shipped, ("score", json.dumps(order))))
             for line, _ in run_of_score.lines():

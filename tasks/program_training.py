@@ -91,7 +91,7 @@ def program_training(
         environment={**environment.versions, **given_variables(THREADS)},
         shipped=shipped,
         requirements=tuple(f"{name}=={version(name)}" for name in requirements),
-        command_for=partial(_command, settings, variables, asked.rebuild_environment),
+        command_for=partial(_command, settings, asked.rebuild_environment),
         tags={"program": program.name, "mlflow.source.name": program.entry or "MLproject"},
         checkout=program.folder,
         secret_variables=variables,
@@ -165,9 +165,7 @@ def _make_bundle(folder: Path, program: Program, facts: Mapping[str, Any]) -> Pa
     return bundle
 
 
-def _command(
-    settings: Settings, variables: Mapping[str, str], rebuild_environment: bool, attempt: Attempt
-) -> tuple[str, ...]:
+def _command(settings: Settings, rebuild_environment: bool, attempt: Attempt) -> tuple[str, ...]:
     datasets = {name: {"uri": dataset.uri, "sha256": dataset.sha256} for name, dataset in attempt.datasets.items()}
     order = {
         "run_id": attempt.run_id,
@@ -179,7 +177,6 @@ def _command(
         "cache": attempt.cache,
         # What is kept on a node is kept where the compute's other things are.
         "home": None if attempt.cache else str(settings.home),
-        "variables": dict(variables),
         "rebuild_environment": rebuild_environment,
     }
     return ("train", json.dumps(order))

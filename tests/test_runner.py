@@ -93,8 +93,9 @@ def finished(stage: Stage) -> Finished:
     )
     (alone / "work").mkdir()
     (alone / "work" / "of an attempt before").touch()
-    order = stage.order(run_id, {"the data": data, "other": other}, variables={"TOLD": "told"})
-    output = stage.run(alone, order, AWS_SECRET_ACCESS_KEY="hush", PREFECT_API_KEY="hush", TMPDIR=str(stage.folder))
+    order = stage.order(run_id, {"the data": data, "other": other})
+    hidden = {"AWS_SECRET_ACCESS_KEY": "hush", "PREFECT_API_KEY": "hush", "TMPDIR": str(stage.folder)}
+    output = stage.run(alone, order, 0, TOLD="told", **hidden)
     seen = Path(stage.client.download_artifacts(run_id, "outputs/seen/seen.json", str(stage.folder)))
     return Finished(run_id, output, json.loads(seen.read_text()), alone / "work")
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Program:
     objective: Objective | None = None
     seed: int | None = None
     variables: tuple[str, ...] = ()
-    """Names of variables that the order will bring."""
+    """Names of those variables of the runner's that the program gets too, for a person named them."""
     sets_variables: tuple[str, ...] = ()
     """Names of variables that its sources set: those have no value before."""
     parameters: Mapping[str, Any] | None = None
@@ -130,7 +130,6 @@ class Order:
     accelerator: str = "auto"
     cache: Path | None = None
     home: Path = Path("~/.cache/keras-at-scale")
-    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     rebuild_environment: bool = False
 
 
@@ -145,7 +144,7 @@ def read_datasets(facts: Mapping[str, Any]) -> tuple[tuple[DatasetOrder, ...], s
 
 @contextmanager
 def no_order_refused() -> Iterator[None]:
-    """Raise `UsageError` where the block finds no order; its values are not repeated, some are secret."""
+    """Raise `UsageError` where the block finds no order."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -168,6 +167,5 @@ def parse_order(text: str) -> Order:
             accelerator=str(facts.get("accelerator", "auto")),
             cache=Path(facts["cache"]).expanduser() if facts.get("cache") else None,
             home=Path(home).expanduser(),
-            variables=dict(facts.get("variables") or {}),
             rebuild_environment=bool(facts.get("rebuild_environment")),
         )

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 
@@ -27,7 +27,6 @@ class ScoreOrder:
     default_dataset: str | None
     limit_seconds: float
     home: Path
-    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def parse_score_order(text: str) -> ScoreOrder:
@@ -43,7 +42,6 @@ def parse_score_order(text: str) -> ScoreOrder:
             default_dataset=default,
             limit_seconds=float(facts["limit_seconds"]),
             home=Path(facts["home"]).expanduser(),
-            variables=dict(facts.get("variables") or {}),
         )
 
 
@@ -65,7 +63,7 @@ def score(stage: Stage, order: ScoreOrder) -> None:
             "argv": argv,
             "module": module,
             "command": found is None,
-            "environment": {**stage.variables, **order.variables},
+            "environment": stage.variables,
             "hook": False,
             "seed": None,
         }

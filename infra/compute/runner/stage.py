@@ -11,7 +11,7 @@ from .environments import build
 from .order import Program
 from .output import say
 from .program_process import ProgramProcess
-from .variables import can_import_ahead, first_variables
+from .variables import first_variables
 
 SOURCE = "program"
 """Folder beside the runner's modules, with the program's files."""
@@ -23,7 +23,7 @@ class Stage:
     def __init__(self, program: Program, source: Path, work: Path, import_ahead: Sequence[str] = ()) -> None:
         """`source` holds the program's files. Its process starts at once, if its environment is that of this one."""
         self.program, self.source = program, source
-        self._import_ahead = import_ahead if can_import_ahead(program) else ()
+        self._import_ahead = import_ahead
         shutil.rmtree(work, ignore_errors=True)  # Of an attempt in this place that was killed.
         self.scratch = work / "scratch"
         """The runner's own."""

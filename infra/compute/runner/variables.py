@@ -59,13 +59,6 @@ MLFLOW_CLIENT = {
 }
 """How MLflow's client is to behave, in the program and here."""
 
-_READ_ON_IMPORT = ("CUDA_", "KERAS_", "ONEDNN_", "TF_", "XLA_", "OMP_", "MKL_")
-
-
-def can_import_ahead(program: Program) -> bool:
-    """False if a variable that the order will bring is one that libraries read when they are imported."""
-    return not any(name.startswith(_READ_ON_IMPORT) for name in program.variables)
-
 
 def first_variables(program: Program, python_folder: str, temporary: str) -> dict[str, str]:
     """The variables with which the program's process starts, before there is an order.
@@ -84,7 +77,8 @@ def first_variables(program: Program, python_folder: str, temporary: str) -> dic
     elif not re.search(r"://[^/]*@", address := os.environ.get(_TRACKING_URI, "")):
         known |= {_TRACKING_URI: address} if address else {}
     path = os.pathsep.join(filter(None, (python_folder, ours.get("PATH", os.defpath))))
-    return {**_SET_UNLESS_GIVEN, **ours, **known, "PATH": path, "TMPDIR": temporary}
+    named = {name: os.environ[name] for name in program.variables if name in os.environ}
+    return {**_SET_UNLESS_GIVEN, **ours, **known, "PATH": path, "TMPDIR": temporary, **named}
 
 
 def all_variables(first: Mapping[str, str], order: Order, told: Mapping[str, str]) -> dict[str, str]:
@@ -95,4 +89,4 @@ def all_variables(first: Mapping[str, str], order: Order, told: Mapping[str, str
         variables = {name: value for name, value in variables.items() if name in told or name not in _MLFLOW_LOGIN}
     if order.accelerator == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = "-1"
-    return variables | dict(order.variables)
+    return variables
