@@ -154,7 +154,7 @@ class Lease:
 
     def __init__(self, store: ObjectStore, name: str, claimant: str, seconds: float) -> None:
         self._store, self._lease = store, name
-        self.claimant = claimant
+        self.claimant, _, self._token = claimant.partition(".")
         self.name = ""
         """Of the claim."""
         who = f"{_user()}@{socket.gethostname()}, process {os.getpid()}"
@@ -167,7 +167,7 @@ class Lease:
         self._thread: Thread | None = None
         self.lost = False
         self.waited = False
-        self._before = {claimant}
+        self._before = {self.claimant}
 
     @property
     def holder(self) -> str:
@@ -222,14 +222,16 @@ class Lease:
     def _enter(self) -> None:
         """Make a claim at the end of the queue."""
         self._withdraw()
-        self.name = f"{self.claimant}.{secrets.token_hex(4)}"
+        self.name = f"{self.claimant}.{self._token or secrets.token_hex(4)}"
         self._renewed = time.monotonic()
         said = {name: value for name, value in asdict(self._claim).items() if name != "sign"}
         self._store.put_bytes(_key(self._lease, self.name), json.dumps(said).encode())
         self._claims.note(self.name, self._claim)
-        others, _ = self._seen()
+        others, ours = self._seen()
         highest = max((other.sign.ticket or 0 for other in others.values()), default=-1)
-        self._claim = replace(self._claim, sign=Sign(self._claim.sign.renewal, highest + 1))
+        # Of the same name may have been that of a dead one, whose last sign must not outlive ours.
+        renewal = max(self._claim.sign.renewal, ours.sign.renewal if ours else -1)
+        self._claim = replace(self._claim, sign=Sign(renewal, highest + 1))
         if others:
             self._show_life()
 
@@ -240,11 +242,11 @@ class Lease:
         try:
             if time.monotonic() - self._renewed > self._claim.seconds / RENEWALS:
                 self._show_life()
-            others, is_there = self._seen()
+            others, ours = self._seen()
         except ObjectStoreUnreachable as error:
             self._claims.forget()
             return replace(self._claim, holder=f"unknown, for the store does not answer ({error})")
-        if not is_there or self._is_late:
+        if ours is None or self._is_late:
             # Stopped so long that it was, or may be, removed.
             self._enter()
             return self._ahead()
@@ -258,16 +260,16 @@ class Lease:
                 ahead = other
         return ahead
 
-    def _seen(self) -> tuple[Mapping[str, Claim], bool]:
-        """The claims of others, and whether ours is there."""
+    def _seen(self) -> tuple[Mapping[str, Claim], Claim | None]:
+        """The claims of others, and ours, if it is there."""
         claims = self._claims.of(self._lease)
-        is_there = claims.pop(self.name, None) is not None
+        ours = claims.pop(self.name, None)
         for name in list(claims):
             self._before.add(name.partition(".")[0])
             if name.startswith(f"{self.claimant}."):
                 del claims[name]
                 self._remove(name)
-        return claims, is_there
+        return claims, ours
 
     def _show_life(self) -> None:
         started = time.monotonic()
@@ -298,8 +300,8 @@ class Lease:
     def _withdraw(self) -> None:
         # What cannot be removed is taken for dead in time.
         with suppress(ObjectStoreError):
-            for key in [_key(self._lease, self.name), *self._shown] if self.name else []:
-                self._store.delete(key)
+            if self.name:
+                self._remove(self.name)
             self._shown = []
 
     def _remove(self, name: str) -> None:
@@ -322,6 +324,8 @@ def hold_lease(
 ) -> Iterator[Lease]:
     """Hold the lease `name` for `claimant`, who holds a lock of this machine for it already; wait for who has it.
 
+    `CLAIMANT.NAME` gives the claim a name: what a dead one of this name has left running may go on, for its lease is
+    there all the while.
     `on_wait` is told once who that is; `wait` waits some seconds, and gives up if it raises. After `seconds` without a
     sign of life others may take the lease over. Raises `ObjectStoreError`.
     """

@@ -57,7 +57,8 @@ def train_model(
         close_orphans(services, request.experiment)
         if reused := _finished(request, services):
             return reused
-        with hold_lease(services.store, lease_name(key), claimant(settings.locks_folder), on_wait) as lease:
+        who = claimant(settings.locks_folder) + (f".{target.job_identity}" if target.job_identity else "")
+        with hold_lease(services.store, lease_name(key), who, on_wait) as lease:
             if lease.waited and (reused := _finished(request, services)):
                 return reused
             _tell_what_differs(request, services)

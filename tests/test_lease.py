@@ -158,6 +158,38 @@ def test_a_killed_holder_is_followed_by_its_own_machine_at_once_and_by_others_wh
     assert f"process {process.pid}, since" in told[0]
 
 
+def test_a_claim_of_the_same_name_is_there_all_the_while(store: ObservedStore) -> None:
+    with other_process(store, "a.the-job", 60) as process:
+        (name,) = Claims(store).of("training")
+        assert name == "a.the-job"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    deleted: list[str] = []
+
+    class Watched(ObjectStore):
+        def delete(self, key: str) -> None:
+            deleted.append(key)
+            super().delete(key)
+
+    with hold_lease(Watched(store.uri), "training", "a.the-job", nobody, seconds=0.06) as lease:
+        assert lease.uri.endswith("/training.a.the-job")
+        claims = Claims(store)
+        wait_until(lambda: len(deleted) > 3, 10, "signs of life")
+        # Of the dead one nothing hides that it lives.
+        for _ in range(50):
+            assert list(claims.of("training")) == ["a.the-job"]
+        assert claims.undecided() == []
+        lease.check()
+        assert "leases/training.a.the-job" not in deleted
+    assert store.sizes("leases") == {}
+    # Whoever has none of that name takes it away at once: what it left running ends.
+    with other_process(store, "a.the-job", 60) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with hold_lease(store, "training", "a", nobody):
+        assert "a.the-job" not in Claims(store).of("training")
+
+
 def test_a_living_holder_is_waited_for_longer_than_a_lease_lasts(store: ObservedStore) -> None:
     with other_process(store, "a", 1.0) as process:
         looks = 0
