@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from infra.compute import Accelerator
+from infra.compute import Accelerator, ComputeName
 from infra.errors import ArgumentError
 from infra.services import Services
 from tasks.datasets.sources import DataSource, dataset_name, digest, resolve_all
@@ -30,6 +30,7 @@ class Wanted:
     data: tuple[str, ...] = ()
     dataset_name: str | None = None
     in_place: bool = False
+    compute: ComputeName = "local"
     experiment: str | None = None
     retrain: bool = False
     accelerator: Accelerator = "auto"
@@ -82,6 +83,12 @@ def prepare(wanted: Wanted, services: Services, bundle: Path) -> Prepared:
         if source.kind == "folder":
             program.refuse_data_inside(Path(source.place))
         dataset_name(source, wanted.dataset_name)
+        here = source.stored.in_folder if source.stored else source.kind == "folder" and wanted.in_place
+        if here and wanted.compute == "ray":
+            raise ArgumentError(
+                f"--compute ray: the files of {source.place} are to be read in a folder of this machine, in place, "
+                "and no node can read them there.\nBring them to the store: --data FOLDER, without --in-place."
+            )
     if wanted.dataset_name and len(sources) != 1:
         raise ArgumentError(
             f"--dataset-name {wanted.dataset_name} names one data set, and --data gives {len(sources) or 'none'}.\n"

@@ -379,7 +379,7 @@ def test_a_folder_stays_in_place_and_its_manifest_says_where(services: Services,
     assert (entry.size, entry.sha256) == (1, file_entry(folder / "deep/a").sha256)
     assert list(services.store.sizes("datasets")) == [f"large/{digest}/{MANIFEST}"]
     (stored,) = list_datasets(services.store)
-    assert (stored.in_place, stored.files, stored.size) == (True, 1, 1)
+    assert (stored.in_place, stored.in_folder, stored.files, stored.size) == (True, True, 1, 1)
     with pytest.raises(ArgumentError, match="--in-place is for"):
         bring_to_store(resolve("mnist", services), services, in_place=True)
 
@@ -423,6 +423,7 @@ def test_what_lies_at_an_address_comes_to_the_store_and_is_read_once(
     assert brought("s3://raw-data/all of it", services, in_place=True) != digest
     assert read == ["a.csv"]
     (in_place,) = (one for one in list_datasets(services.store) if one.in_place)
+    assert not in_place.in_folder
     manifest = services.store.get_bytes(f"datasets/all of it/{in_place.sha256}/{MANIFEST}")
     assert manifest is not None
     assert {entry.uri for entry in parse_manifest(manifest)} == {

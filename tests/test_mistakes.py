@@ -56,6 +56,7 @@ def signals_as_they_were() -> Iterator[None]:
         ("--data={points} --entry=counter.py -- --data-folder {{data_foldr}}", "", "", 2, "{data_foldr}"),
         ("--data={points} --dataset-name=a/b", "", "", 2, "cannot be the name of a data set"),
         ("--data={points} --gate-margin=0.1", "", "", 2, "margin"),
+        ("--data={points} --in-place --compute=ray", "", "", 2, "no node can read them there"),
         ("--data={points} --env=NOT_SET_ANYWHERE", "", "", 2, "there is no such variable here"),
         ("--data={points}", "counter.py", "x = (\n", 1, "counter.py:1"),
         ("--data={points}", "counter.py", "import no_such_package\n", 1, "no_such_package"),

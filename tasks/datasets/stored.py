@@ -44,6 +44,8 @@ class StoredDataset:
     """True if its files are where they were, and only their list is in the store."""
     moment: datetime | None
     """When its manifest was written, where the store says so."""
+    in_folder: bool = False
+    """True if some of its files are in a folder of a machine's, in place."""
 
     @property
     def short_name(self) -> str:
@@ -222,6 +224,7 @@ def _examined(store: ObjectStore, name: str, sha256: str, sizes: dict[str, int])
         complete=all(entry.uri or sizes.get(entry.name) == entry.size for entry in entries),
         in_place=any(entry.uri for entry in entries),
         moment=store.changed_at(f"{prefix}/{MANIFEST}"),
+        in_folder=any((entry.uri or "").startswith("file:") for entry in entries),
     )
 
 
