@@ -53,6 +53,7 @@ STACK = ("test_browser.py", "test_deploy_program.py", "test_stack.py")
 LONGEST = (
     *STACK,
     "test_ray_cluster.py",
+    "test_ray_program.py",
     "test_train_mnist.py",
     "test_ray_launcher.py",
     "test_prefect_lost.py",

@@ -1,7 +1,7 @@
 """Small wheels that a test writes itself, and how uv is told to take packages from nowhere else."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -19,13 +19,14 @@ class Wheels:
             "PIP_FIND_LINKS": str(self.folder),
         }
 
-    def add(self, name: str, version: str, requires: Sequence[str] = ()) -> Path:
-        """A wheel with a module of the package's name, whose `VERSION` it is, and a script that prints it."""
+    def add(self, name: str, version: str, requires: Sequence[str] = (), more: Mapping[str, str] | None = None) -> Path:
+        """A wheel with a module of the package's name, whose `VERSION` it is, a script that prints it, and more."""
         info = f"{name}-{version}.dist-info"
         path = self.folder / f"{name}-{version}-py3-none-any.whl"
         metadata = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         files = {
             f"{name}.py": f"VERSION = {version!r}\ndef main():\n    print(VERSION)\n",
+            **(more or {}),
             f"{info}/METADATA": "\n".join([*metadata, *(f"Requires-Dist: {one}" for one in requires)]) + "\n",
             f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
             f"{info}/entry_points.txt": f"[console_scripts]\n{name}-version = {name}:main\n",

@@ -82,8 +82,8 @@ def client_class() -> Any:
         ) from error
 
     # Set to INFO on import, by name.
-    for module in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+    for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):
         def _check_connection_and_version(self, *_: Any, **__: Any) -> None:

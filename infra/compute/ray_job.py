@@ -191,7 +191,7 @@ class WatchedJob:
     def why_it_ended(self, info: Any) -> str:
         """Before the program stood by, with the last that was said."""
         why = self._refused or self._ended or first_line(info.message or "no reason was given")
-        return why + "".join(f"\n  {line}" for line in self._new[-5:])
+        return why + "".join(f"\n  {line.partition(EVENT)[0]}" for line in self._new[-5:])
 
     def outcome(self, info: Any, what: str) -> str | None:
         """Why a job that has ended lost its node; None if it ended well. `what` is what ran there, in words.

@@ -62,6 +62,7 @@ def main(request: dict[str, Any], prepared: bool) -> int:
         finally:
             stop(process)
     except RunnerError as error:
+        REQUEST.unlink(missing_ok=True)
         say("refused", f"node {host}: {error}")
         return EXIT_REFUSED
 
