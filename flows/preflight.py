@@ -56,7 +56,8 @@ def start_early(given: Mapping[str, Any]) -> None:
     compute, accelerator, cluster = given["compute"], given["accelerator"], given["cluster"]
     check_options(compute, cluster, given=True)
     settings = load_settings()
-    training = mnist_training(describe_dataset(given["dataset"], settings.dataset_catalog), given["hyperparameters"])
+    description = describe_dataset(given["dataset"], settings.dataset_catalog)
+    training = mnist_training(description, given["hyperparameters"], settings)
     request = TrainingRequest(training, given["experiment"], given["retrain"], accelerator)
     target = compute_target(compute, settings, accelerator, cluster, request.workload(settings))
     preflight(Services(settings, TrackerProcess(settings)), target, given["output_dir"])

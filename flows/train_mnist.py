@@ -45,14 +45,15 @@ from tasks.datasets.obtain import IfUnreachable, closing_reminder
 from tasks.download_artifacts import download_artifacts, filled_in
 from tasks.download_dataset import download_dataset
 from tasks.gate import RECALL_FLOOR, Gate, GateRules
-from tasks.mnist_scores import compare_on_test_set
-from tasks.mnist_training import mnist_training, verify_test_accuracy
+from tasks.mnist_training import PROGRAM, mnist_training, verify_test_accuracy
+from tasks.program import read_program
+from tasks.program_scores import ProgramScores
+from tasks.programs.mnist.digits.hyperparameters import DEFAULTS, Hyperparameters
 from tasks.provision_compute import provision_compute
 from tasks.register_model import register_model
 from tasks.retrying import once_repaired
 from tasks.train_model import train_model
 from tasks.training import TrainingRequest
-from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
 from tasks.training_runs import why_nothing_to_train
 from tasks.upload_dataset import upload_dataset
 
@@ -109,7 +110,8 @@ def train_mnist(
     services = Services(settings, TrackerProcess(settings))
     tracker = services.tracker
     description = describe_dataset(dataset, settings.dataset_catalog)
-    request = TrainingRequest(mnist_training(description, hyperparameters), experiment, retrain, accelerator)
+    training = mnist_training(description, hyperparameters, settings)
+    request = TrainingRequest(training, experiment, retrain, accelerator)
     target = compute_target(compute, settings, accelerator, cluster, request.workload(settings))
     machine = this_machine(settings, accelerator)
     announce(settings, mirrors_of(settings, description))
@@ -122,7 +124,8 @@ def train_mnist(
             with seconds.step("download"):
                 files = download_dataset(description, settings, if_unreachable)
                 if files.description != description:
-                    request = replace(request, training=mnist_training(files.description, hyperparameters))
+                    training = mnist_training(files.description, hyperparameters, settings)
+                    request = replace(request, training=training)
             with seconds.step("upload"):
                 stored = upload_dataset(files, services, overwrite_dataset)
             with seconds.step("provision"):
@@ -132,16 +135,17 @@ def train_mnist(
             # compares every byte, and what was damaged in the store is then sent again, from the checked download.
             repair = partial(upload_dataset, files, services, read_back=True)
             with seconds.step("train"):
-                train = partial(train_model, request, {stored.name: stored}, target, machine, services)
+                datasets = {stored.name: stored}
+                train = partial(train_model, request, datasets, target, machine, services)
                 run = once_repaired(train, repair)
             with seconds.step("register"):
                 rules = GateRules(gate, recall_floor)
-                compare = partial(compare_on_test_set, machine=machine, data_uri=stored.uri)
-                register = partial(register_model, run, model_name, rules, compare, services)
+                scores = ProgramScores(read_program(PROGRAM), training, datasets, machine, services)
+                register = partial(register_model, run, model_name, rules, scores, services)
                 version = once_repaired(register, repair)
             with seconds.step("download artifacts"):
                 folder = filled_in(output_dir, version)
-                verify = partial(verify_test_accuracy, machine=machine, data_uri=stored.uri)
+                verify = partial(verify_test_accuracy, scores=scores)
                 once_repaired(partial(download_artifacts, version, folder, verify, services), repair)
         except BaseException as error:
             if not isinstance(error, Exception):  # Ctrl-C, SIGTERM, Prefect's cancelling.

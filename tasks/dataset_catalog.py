@@ -10,7 +10,7 @@ from typing import Any
 from infra.compute.runner.manifest import FileEntry, files_sha256
 from infra.errors import ArgumentError, SettingsError
 from tasks.datasets.names import wrong_names
-from tasks.training_program.dataset_files import (
+from tasks.programs.mnist.digits.dataset_files import (
     FILE_NAMES,
     IMAGE_SHAPE,
     TEST_IMAGES,

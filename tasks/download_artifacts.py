@@ -13,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
+from infra.compute.runner.manifest import BadManifest, bytes_entry, manifest_bytes, parse_manifest
 from infra.errors import ArgumentError
 from infra.experiment_tracker import Run
 from infra.lock import hold
@@ -21,7 +22,6 @@ from infra.settings import Settings
 from tasks.handoffs import ModelVersion
 from tasks.retrying import is_worth_a_retry
 from tasks.saved_model import MODEL_FILES, fetch_model, holds_exactly, model_files, names
-from tasks.training_program.dataset_files import BadDataset, bytes_entry, manifest_bytes, parse_manifest
 
 LOGGER = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _listed(folder: Path) -> set[str]:
     """The files that a download has put into `folder`, by its own list; none if it has no list."""
     try:
         return {MODEL_FILES, *(file.name for file in parse_manifest((folder / MODEL_FILES).read_bytes()))}
-    except (OSError, BadDataset):
+    except (OSError, BadManifest):
         return set()
 
 

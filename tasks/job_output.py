@@ -12,8 +12,7 @@ from typing import Any
 
 from infra.addresses import without_secrets
 from infra.compute import Compute, Job
-from tasks.mnist_lines import event_of
-from tasks.program_run import PROGRAM, ProgramRun
+from tasks.program_run import ProgramRun
 from tasks.progress import ProgressArtifact
 
 LOGGER = logging.getLogger(__name__)
@@ -58,10 +57,9 @@ def run_job(target: Compute, job: Job, audience: Audience) -> dict[str, float]:
     known = log_file.read_text().splitlines() if log_file.exists() else []
     with log_file.open("a", buffering=1) as log, closing(ProgramRun(target, job).lines()) as lines:  # type: ignore[type-var]
         try:
-            for text, event in _behind(known, ((without_secrets(text), event) for text, event in lines)):
+            for text, told in _behind(known, ((without_secrets(text), event) for text, event in lines)):
                 log.write(text + "\n")
                 shown.add(text)
-                told = event or (event_of(text) if job.program == PROGRAM else {})
                 phases.saw(told)
                 if "epoch" in told:
                     EPOCHS.info("%s", text)

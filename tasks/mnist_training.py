@@ -1,62 +1,60 @@
-"""The training of the digit classifier, a program that is shipped as it stands."""
+"""The training of the digit classifier: the program that ships with the pipeline, on a data set of the catalog."""
 
+import atexit
 import logging
-from functools import partial
-from importlib.metadata import version
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from statistics import fmean
 
-from infra.compute import Compute
-from infra.errors import ArgumentError, ModelMismatch
+from infra.compute import program_sha256
+from infra.errors import ArgumentError, ModelMismatch, SettingsError
 from infra.experiment_tracker import Run
-from infra.settings import PROJECT_ROOT
+from infra.scratch import make_folder, remove_folder
+from infra.settings import PROJECT_ROOT, Settings
 from tasks.dataset_catalog import DatasetDescription
-from tasks.program_run import PROGRAM
-from tasks.saved_model import ask_program
-from tasks.training import Attempt, Training
-from tasks.training_program.hyperparameters import VALIDATION_IMAGES, Hyperparameters
+from tasks.program import read_program
+from tasks.program_scores import ProgramScores
+from tasks.program_training import Asked, program_training
+from tasks.programs.mnist.digits.hyperparameters import VALIDATION_IMAGES, Hyperparameters
+from tasks.training import Training
 
 LOGGER = logging.getLogger(__name__)
 
-COMPUTING_LIBRARIES = ("keras", "tensorflow", "numpy")
-"""Those whose version can change the resulting weights."""
-
-REQUIREMENTS = (*COMPUTING_LIBRARIES, "mlflow", "pydantic", "fsspec", "s3fs", "matplotlib")
-"""What the program imports and a node must have, in the very versions of this machine."""
+PROGRAM = Path(__file__).parent / "programs" / "mnist"
 
 
-def mnist_training(dataset: DatasetDescription, hyperparameters: Hyperparameters) -> Training:
+def mnist_training(dataset: DatasetDescription, hyperparameters: Hyperparameters, settings: Settings) -> Training:
     """The training on this data set; raises `ArgumentError` as `fit_to_dataset` does."""
     fitting = fit_to_dataset(hyperparameters, dataset)
-    return Training(
-        name="mnist",
+    training = _bundled(program_sha256(PROGRAM), fitting, dataset.name, settings)
+    return replace(
+        training,
         datasets={dataset.name: dataset.sha256},
-        arguments=fitting.model_dump(),
-        source=PROGRAM,
-        environment={name: version(name) for name in COMPUTING_LIBRARIES},
-        shipped=PROGRAM,
-        requirements=tuple(f"{name}=={version(name)}" for name in REQUIREMENTS),
-        command_for=partial(_command, fitting),
-        tags={"dataset_sample_of": dataset.sample_of or "", "mlflow.source.name": "flows/train_mnist.py"},
+        tags={
+            **training.tags,
+            "dataset_sample_of": dataset.sample_of or "",
+            "mlflow.source.name": "flows/train_mnist.py",
+        },
         checkout=PROJECT_ROOT,
-        tried_by="predict",
+        tried_by="score",
         epochs=fitting.epochs,
     )
 
 
-def _command(hyperparameters: Hyperparameters, attempt: Attempt) -> tuple[str, ...]:
-    (dataset,) = attempt.datasets.values()
-    flags = {
-        "data-folder": dataset.uri,
-        "dataset-name": dataset.name,
-        "run-id": attempt.run_id,
-        "outputs": "outputs",
-        "checkpoint-uri": attempt.checkpoint_uri,
-        "lease-uri": attempt.lease_uri,
-        "accelerator": attempt.accelerator,
-        **({"data-cache": attempt.cache} if attempt.cache else {}),
-        **{name.replace("_", "-"): value for name, value in hyperparameters.model_dump().items()},
-    }
-    return ("train", *(f"--{flag}={value}" for flag, value in flags.items()))
+@cache
+def _bundled(sha256: str, hyperparameters: Hyperparameters, dataset: str, settings: Settings) -> Training:
+    """The training with its bundle, which stays until this process ends: what stands by is started from it."""
+    asked = Asked({name: str(value) for name, value in hyperparameters.model_dump().items()})
+    try:
+        bundle = make_folder(settings.scratch_folder)
+        atexit.register(remove_folder, bundle)
+        return program_training(read_program(PROGRAM), asked, {dataset: ""}, bundle, settings)
+    except OSError as error:
+        raise SettingsError(
+            f"The training cannot be prepared in {settings.scratch_folder}: {error}\n"
+            "Make room there, or set PIPELINE_HOME to a folder that can be written."
+        ) from error
 
 
 def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription) -> Hyperparameters:
@@ -81,13 +79,10 @@ def fit_to_dataset(hyperparameters: Hyperparameters, dataset: DatasetDescription
     return hyperparameters
 
 
-def verify_test_accuracy(model: Path, run: Run, machine: Compute, data_uri: str) -> None:
-    """Raise `ModelMismatch` unless the model in this folder has the test accuracy that its run logged.
-
-    `machine` is where it predicts the test set of the data at `data_uri`.
-    """
-    arguments = ("predict", f"--model={model.absolute()}", f"--data-folder={data_uri}")
-    found, expected = ask_program(machine, arguments).get("test_accuracy"), run.metrics["test_accuracy"]
+def verify_test_accuracy(model: Path, run: Run, scores: ProgramScores) -> None:
+    """Raise `ModelMismatch` unless the model in this folder has the test accuracy that its run logged."""
+    rights = scores.score({"downloaded": model.absolute()}).values["downloaded"]
+    found, expected = fmean(rights), run.metrics["test_accuracy"]
     if found != expected:
         raise ModelMismatch(
             f"The downloaded model of run {run.run_id} has test accuracy {found}, and the run logged {expected}.\n"

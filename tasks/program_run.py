@@ -1,16 +1,13 @@
-"""The training program as the steps run it: its lines, its last words, and what its exit status means."""
+"""A program as the steps run it: its lines, its last words, and what its exit status means."""
 
 import json
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any
 
 from infra.compute import Compute, Job
-from infra.compute.runner.output import EVENT
-from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, LeaseLost, PipelineError, TrainingFailed
-from tasks.training_program.errors import (
+from infra.compute.runner.exits import (
     EXIT_BAD_DATASET,
     EXIT_INTERRUPTED,
     EXIT_NO_GPU,
@@ -19,8 +16,8 @@ from tasks.training_program.errors import (
     EXIT_USAGE,
     LAST_WORDS,
 )
-
-PROGRAM = Path(__file__).parent / "training_program"
+from infra.compute.runner.output import EVENT
+from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, LeaseLost, PipelineError, TrainingFailed
 
 _MEANINGS: dict[int, type[PipelineError]] = {
     EXIT_USAGE: ArgumentError,
@@ -35,7 +32,7 @@ LINES_KEPT = 5
 
 
 class ProgramRun:
-    """A job of the training program on a compute."""
+    """A job of a program on a compute."""
 
     def __init__(self, compute: Compute, job: Job) -> None:
         self._compute, self._job = compute, job

@@ -95,7 +95,6 @@ def program_training(
         tags={"program": program.name, "mlflow.source.name": program.entry or "MLproject"},
         checkout=program.folder,
         secret_variables=variables,
-        when_the_same="Nothing that was asked for has changed",
         warnings=tuple(map(str, (*arguments.warnings, *sources.warnings))),
     )
 

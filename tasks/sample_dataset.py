@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.training_program.dataset_files import (
+from tasks.programs.mnist.digits.dataset_files import (
     CLASSES,
     IMAGE_SHAPE,
     TEST_IMAGES,

@@ -1,18 +1,11 @@
-"""A run's model as files: fetched, compared with what the run logged, and tried by the training program."""
+"""A run's model as files: fetched, and compared with what the run logged."""
 
-import json
-import logging
 from pathlib import Path
-from typing import Any
 
-from infra.compute import Compute, Job
-from infra.errors import ModelMismatch, TrainingFailed
+from infra.compute.runner.manifest import BadManifest, FileEntry, file_entry, files_sha256, parse_manifest
+from infra.errors import ModelMismatch
 from infra.experiment_tracker import ExperimentTracker, Run
 from infra.scratch import temporary_folder
-from tasks.program_run import PROGRAM, ProgramRun
-from tasks.training_program.dataset_files import BadDataset, FileEntry, dataset_sha256, file_entry, parse_manifest
-
-LOGGER = logging.getLogger(__name__)
 
 MODEL_FILES = "model_files.json"
 """Artifact of a run: the manifest of its model's files, whose SHA-256 is the run's tag `model_sha256`."""
@@ -38,8 +31,8 @@ def model_files(tracker: ExperimentTracker, run: Run, scratch: Path) -> list[Fil
     try:
         with temporary_folder(scratch) as folder:
             files = parse_manifest(tracker.read_file(run.run_id, MODEL_FILES, folder))
-        found = dataset_sha256(files)
-    except BadDataset as error:
+        found = files_sha256(files)
+    except BadManifest as error:
         found = str(error)
     if found != run.tags["model_sha256"]:
         raise ModelMismatch(
@@ -64,8 +57,7 @@ def names(folder: Path) -> set[str]:
 
 
 def _entries(folder: Path) -> list[FileEntry]:
-    entries = ((name, file_entry(folder / name)) for name in names(folder) if (folder / name).is_file())
-    return sorted(FileEntry(name, entry.size, entry.sha256) for name, entry in entries)
+    return sorted(file_entry(folder / name, name) for name in names(folder) if (folder / name).is_file())
 
 
 def _differences(folder: Path, files: list[FileEntry]) -> str:
@@ -77,18 +69,3 @@ def _differences(folder: Path, files: list[FileEntry]) -> str:
         if found.get(name) != expected.get(name)
     )
     return "\n".join(lines)
-
-
-def ask_program(machine: Compute, arguments: tuple[str, ...]) -> dict[str, Any]:
-    """What the training program answers when it is run with these arguments; its other lines go to the log.
-
-    Raises as `ProgramRun.lines` does, and `TrainingFailed` if there is no answer.
-    """
-    run = ProgramRun(machine, Job(PROGRAM, arguments))
-    for line, _ in run.lines():
-        if run.last_words is None:
-            LOGGER.info(line)
-    try:
-        return dict(json.loads((run.last_words or [""])[0]))
-    except (ValueError, TypeError) as error:
-        raise TrainingFailed(f"The training program ended well, and its answer to {arguments[0]} is none.") from error

@@ -82,8 +82,8 @@ def _finished(request: TrainingRequest, services: Services) -> TrainingRun | Non
     if run is None:
         return None
     LOGGER.info(
-        "%s since run %s (training key %s): it is used again, nothing is trained. --retrain trains all the same.",
-        request.training.when_the_same,
+        "Nothing that was asked for has changed since run %s (training key %s): it is used again, nothing is trained. "
+        "--retrain trains all the same.",
         run.run_id,
         key[:12],
     )

@@ -57,8 +57,6 @@ class Training:
     """Variables that are passed on by name: their values are in the key, and in no record."""
     tried_by: str | None = None
     """The command of `shipped` by which the downloaded model is tried afterwards; None: its files are compared."""
-    when_the_same: str = "Nothing that decides the weights has changed"
-    """What is said of a finished run with this key."""
     warnings: tuple[str, ...] = ()
     """What will not do what is expected, of a program that can be started all the same."""
     epochs: int | None = None

@@ -18,7 +18,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from infra.lock import hold
 from infra.settings import environment_unchanged
-from tasks.training_program.dataset_files import FILE_NAMES
+from tasks.programs.mnist.digits.dataset_files import FILE_NAMES
 from tests import reaper, tiers
 from tests.http_server import HttpServer, serving
 from tests.pipeline import Pipeline, wait_until
@@ -59,7 +59,7 @@ LONGEST = (
     "test_prefect_lost.py",
     "test_torture.py",
     "test_train.py",
-    "test_training_program.py",
+    "test_digits.py",
     "test_register_model.py",
 )
 """The files that take minutes, the longest first, so that no worker begins one when the others are done."""

@@ -1,27 +1,32 @@
 """A registry to decide in: a real MLflow on SQLite, runs with small real models, processes that are killed there."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from infra.compute import Compute, ComputeDescription, Job, this_machine
+from infra.compute.runner.manifest import MANIFEST, files_sha256, folder_entries, manifest_bytes
 from infra.experiment_tracker import ExperimentTracker, Version
 from infra.services import Services
 from infra.settings import Settings, load_settings
 from tasks.champion import CHAMPION, PREVIOUS_CHAMPION, Move, history
 from tasks.gate import GateRules
-from tasks.mnist_scores import compare_on_test_set
+from tasks.handoffs import Dataset
+from tasks.mnist_training import PROGRAM, mnist_training
+from tasks.program import read_program
+from tasks.program_scores import ProgramScores
+from tasks.programs.mnist.digits.hyperparameters import Hyperparameters
 from tasks.promote_version import promote
 from tasks.registration import register
 from tasks.registry.version import version_tags
-from tasks.training_program.dataset_files import bytes_entry, dataset_sha256, manifest_bytes
+from tests.small_dataset import describe, entries
 
 MODEL = "digits"
 
@@ -67,7 +72,7 @@ class Registry:
             "dataset_sample_of": "",
             "dataset_sha256": "some",
             "test_set_sha256": test_set_sha256,
-            "weights_sha256": bytes_entry("", network).sha256,
+            "weights_sha256": hashlib.sha256(network).hexdigest(),
         }
         return self.add_finished_run(model, facts | tags, {"test_accuracy": 0.5})
 
@@ -83,16 +88,12 @@ class Registry:
         client.log_model_artifacts(logged.model_id, str(model))
         client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-        files = [
-            bytes_entry(path.relative_to(model).as_posix(), path.read_bytes())
-            for path in sorted(model.rglob("*"))
-            if path.is_file()
-        ]
+        files = folder_entries(model)
         client.log_text(run_id, manifest_bytes(files).decode(), "model_files.json")
         self.tracker.log_metrics(run_id, metrics)
         made_from = dict.fromkeys(("training_key", "program_sha256", "git_dirty", "mlflow.source.git.commit"), "some")
         made_by = dict.fromkeys(("prefect.flow_run_id", "prefect.flow_run_url"), "none")
-        whole = {"model_id": logged.model_id, "model_sha256": dataset_sha256(files)}
+        whole = {"model_id": logged.model_id, "model_sha256": files_sha256(files)}
         self.tracker.set_tags(run_id, {**made_from, **made_by, **facts, **whole})
         self.tracker.end_run(run_id, "FINISHED")
         return run_id
@@ -101,10 +102,17 @@ class Registry:
         self, run_id: str, rules: GateRules, machine: Compute | None = None, flow_run_id: str = "some"
     ) -> Version:
         """Register the run in a flow run; the version as it is afterwards."""
-        folder, on = str(self.data_folder), machine or self.machine
-        compare = partial(compare_on_test_set, machine=on, data_uri=folder)
-        register(run_id, MODEL, rules, compare, flow_run_id, self.services)
+        register(run_id, MODEL, rules, self.scores(machine or self.machine), flow_run_id, self.services)
         return self.version_of(run_id)
+
+    def scores(self, machine: Compute) -> ProgramScores:
+        """Scores MNIST's models on the data in `data_folder`."""
+        files = entries(self.data_folder)
+        (self.data_folder / MANIFEST).write_bytes(manifest_bytes(files))
+        datasets = {"mnist": Dataset("mnist", files_sha256(files), self.data_folder.as_uri())}
+        asked = Hyperparameters(validation_images=100)
+        training = mnist_training(describe(self.data_folder), asked, self.settings)
+        return ProgramScores(read_program(PROGRAM), training, datasets, machine, self.services)
 
     def add_version(self, run_id: str) -> Version:
         """A version of the run about which nothing is decided."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from infra.compute.runner.manifest import FileEntry, file_entry
-from tasks.training_program.dataset_files import (
+from tasks.dataset_catalog import DatasetDescription
+from tasks.programs.mnist.digits.dataset_files import (
     FILE_NAMES,
     TEST_IMAGES,
     TEST_LABELS,
@@ -39,16 +40,22 @@ def entries(folder: Path) -> list[FileEntry]:
     return [file_entry(folder / name) for name in FILE_NAMES]
 
 
+def describe(folder: Path) -> DatasetDescription:
+    """The data set in `folder`, as a catalog that names no mirror says it."""
+    training, test = (int.from_bytes(_header(folder / images)) for images in (TRAIN_IMAGES, TEST_IMAGES))
+    return DatasetDescription("mnist", (), training, test, None, None, tuple(entries(folder)), is_idx=True)
+
+
 def write_catalog(path: Path, folder: Path, name: str = "mnist", mirrors: tuple[str, ...] = ()) -> None:
     """Write a catalog that knows the data set in `folder` under `name`."""
-    counts = {images: int.from_bytes(_header(folder / images)) for images in (TRAIN_IMAGES, TEST_IMAGES)}
+    found = describe(folder)
     lines = [
         f"[{name}]",
         f"mirrors = {list(mirrors)}",
-        f"training_images = {counts[TRAIN_IMAGES]}",
-        f"test_images = {counts[TEST_IMAGES]}",
+        f"training_images = {found.training_images}",
+        f"test_images = {found.test_images}",
         f"[{name}.files]",
-        *(f'"{entry.name}" = {{ size = {entry.size}, sha256 = "{entry.sha256}" }}' for entry in entries(folder)),
+        *(f'"{entry.name}" = {{ size = {entry.size}, sha256 = "{entry.sha256}" }}' for entry in found.files),
     ]
     path.write_text("\n".join(lines) + "\n")
 

@@ -209,7 +209,7 @@ def test_the_form_of_a_program_has_what_its_mlproject_declares(stack: Stack, pag
 def test_cancelling_on_the_runs_page_leaves_nothing_running(stack: Stack, page: Page) -> None:
     run_id = stack.start_long(seed=3)
     processes = descendants(stack.process_of(run_id).pid)
-    assert any("training_program" in " ".join(one.cmdline()) for one in processes)
+    assert any(one.cmdline()[-2:] == ["--standby", "train"] for one in processes)
     open_run(page, stack, run_id)
     show_newest_log(page)
     expect(page.get_by_text(re.compile(r"epoch \d+/1000")).first).to_be_visible()

@@ -12,7 +12,8 @@ import pytest
 
 from flows.command_line import options_model, parse, parser_of
 from flows.train_mnist import train_mnist
-from tasks.training_program.hyperparameters import Hyperparameters
+from tasks.mnist_training import PROGRAM
+from tasks.programs.mnist.digits.hyperparameters import Hyperparameters
 from tests.system_programs import held_to_modes
 
 ROOT = Path(__file__).parent.parent
@@ -65,12 +66,12 @@ def test_every_parameter_is_explained_with_its_default_in_form_and_help(options:
     for action in actions(parser_of(options, "")):
         assert action.help, f"--help says nothing about {action.dest}"
     help_text = parser_of(options, "").format_help()
-    assert "Default 0.001; above 0" in " ".join(help_text.split())
+    assert "Default 0.001; at least 1e-06" in " ".join(help_text.split())
 
 
 def test_flags_and_program_have_the_same_hyperparameters() -> None:
-    command = [sys.executable, "-m", "training_program", "train", "--help"]
-    done = subprocess.run(command, cwd=ROOT / "tasks", capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "digits.train", "--help"]
+    done = subprocess.run(command, cwd=PROGRAM, capture_output=True, text=True, check=True)
     for name in Hyperparameters.model_fields:
         assert f"--{name.replace('_', '-')} " in done.stdout
 
@@ -80,7 +81,7 @@ def test_flags_and_program_have_the_same_hyperparameters() -> None:
     [
         ("--epochs=0", "--epochs 0: Input should be greater than or equal to 1"),
         ("--epochs=many", "--epochs many: Input should be a valid integer"),
-        ("--learning-rate=-1", "--learning-rate -1: Input should be greater than 0"),
+        ("--learning-rate=-1", "--learning-rate -1: Input should be greater than or equal to 0.000001"),
         ("--learning-rate=nan", "--learning-rate nan"),
         ("--accelerator=tpu", "argument --accelerator: invalid choice: 'tpu'"),
         ("--epoch=3", "unrecognized arguments: --epoch=3"),

@@ -9,20 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.training_program.dataset_files import (
-    BadDataset,
-    FileEntry,
-    check_arrays,
-    dataset_sha256,
-    file_entry,
-    manifest_bytes,
-    parse_manifest,
-    read_idx,
-    write_idx,
-)
-
-A = FileEntry("a.gz", 1, "a" * 64)
-B = FileEntry("b.gz", 2, "b" * 64)
+from infra.compute.runner.manifest import FileEntry, file_entry
+from tasks.programs.mnist.digits.dataset_files import check_arrays, read_idx, write_idx
+from tasks.programs.mnist.digits.errors import BadDataset
 
 
 def idx(*shape: int, values: bytes | None = None, zeros: int = 0, kind: int = 8) -> bytes:
@@ -95,25 +84,6 @@ def test_no_more_is_decompressed_than_the_header_announces() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2_000_000
-
-
-def test_the_identity_depends_on_every_field_and_not_on_the_order() -> None:
-    assert dataset_sha256([A, B]) == dataset_sha256([B, A])
-    others = [FileEntry("c.gz", 2, B.sha256), FileEntry("b.gz", 3, B.sha256), FileEntry("b.gz", 2, "c" * 64)]
-    assert len({dataset_sha256([A, other]) for other in [B, *others]}) == 4
-    assert dataset_sha256([A]) != dataset_sha256([A, B])
-
-
-def test_a_manifest_is_read_back() -> None:
-    assert parse_manifest(manifest_bytes([B, A])) == [A, B]
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"<html>", b"[]", b'{"files":[{"name":"a"}]}', manifest_bytes([A]) + b"\n", b'{"files":null}']
-)
-def test_a_manifest_in_any_other_form_is_refused(data: bytes) -> None:
-    with pytest.raises(BadDataset, match=r"manifest\.json"):
-        parse_manifest(data)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from tasks.dataset_catalog import describe_dataset, read_catalog
 from tasks.datasets.obtain import IfUnreachable, closing_reminder, obtain_dataset
 from tasks.download_dataset import download_dataset
 from tasks.handoffs import DatasetFiles
-from tasks.training_program.dataset_files import (
+from tasks.programs.mnist.digits.dataset_files import (
     FILE_NAMES,
     TEST_IMAGES,
     TEST_LABELS,

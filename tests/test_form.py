@@ -20,7 +20,7 @@ def schema() -> dict[str, Any]:
 def test_each_field_tells_its_bounds_and_choices(schema: dict[str, Any]) -> None:
     hyperparameters = schema["definitions"]["Hyperparameters"]["properties"]
     assert hyperparameters["epochs"]["description"].endswith("At least 1, at most 1,000.")
-    assert hyperparameters["learning_rate"]["description"].endswith("Above 0, at most 1.")
+    assert hyperparameters["learning_rate"]["description"].endswith("At least 1e-06, at most 1.")
     assert schema["properties"]["recall_floor"]["description"].endswith("At least 0, at most 1.")
     assert schema["properties"]["dataset"]["enum"] == ["mnist", "mnist-5k"]
     assert schema["properties"]["gate"]["enum"] == ["better", "not-worse"]

@@ -7,9 +7,8 @@ import pytest
 from infra.errors import ArgumentError
 from infra.experiment_tracker import Run
 from tasks.gate import RECALL_FLOOR, AnyGate, GateRules, decide, decide_by_objective, rules_for
-from tasks.mnist_scores import read_comparison
 from tasks.program_project import Goal, Objective
-from tasks.registry.comparison import Comparison, Group, compare
+from tasks.registry.comparison import Comparison, compare
 from tasks.registry.objective import ObjectiveChange, compare_objectives
 from tasks.registry.scores import Scores
 
@@ -90,20 +89,6 @@ def test_losses_decide_as_rights_do() -> None:
     assert rows["mean difference of the losses"] == ["", "-1"]
     assert rows["p that it is better"] == ["1", "0.000977"]
     assert "accuracy" not in rows
-
-
-def test_what_mnists_program_answers_is_read() -> None:
-    one = {"accuracy": 0.5, "loss": 1.0, "right_per_digit": [1, 0, 1] + [0] * 7}
-    scores = {
-        "images": 3,
-        "images_per_digit": [2, 0, 1] + [0] * 7,
-        # Three images, padded to a byte: 101 and 011.
-        "models": {"champion": {**one, "right": "a0"}, "challenger": {**one, "right": "60"}},
-    }
-    comparison = read_comparison(scores)
-    assert (comparison.only_champion_right, comparison.only_challenger_right) == (1, 1)
-    # A digit that the test set lacks cannot fall.
-    assert comparison.groups == {"digit 0": Group(2, 1, 1), "digit 2": Group(1, 1, 1)}
 
 
 @pytest.mark.parametrize(

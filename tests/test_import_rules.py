@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = ROOT / "tasks" / "training_program"
+PROGRAM = ROOT / "tasks" / "programs" / "mnist"
 RUNNER = ROOT / "infra" / "compute" / "runner"
 SHIPPED = (PROGRAM, RUNNER)
 
-LIGHT = {f"tasks.training_program.{module}" for module in ("hyperparameters", "dataset_files", "errors")}
+LIGHT = {f"tasks.programs.mnist.digits.{module}" for module in ("hyperparameters", "dataset_files", "errors")}
 """What of the program the flow's process may import: declarations and file formats, no Keras."""
 
 
@@ -50,7 +50,7 @@ def test_tasks_do_not_import_flows(path: Path) -> None:
 @pytest.mark.parametrize("path", files("flows") + files("tasks") + files("infra"), ids=lambda path: path.name)
 def test_only_the_program_imports_keras_and_only_its_light_modules_are_imported(path: Path) -> None:
     assert not top_levels(path) & {"keras", "tensorflow", "matplotlib"}
-    assert {name for name in imports(path) if name.startswith("tasks.training_program")} <= LIGHT
+    assert {name for name in imports(path) if name.startswith("tasks.programs")} <= LIGHT
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.compute.runner.manifest import FileEntry, bytes_entry, manifest_bytes
 from infra.errors import ArgumentError
 from tasks.download_artifacts import check_output_dir
 from tasks.saved_model import MODEL_FILES, holds_exactly
-from tasks.training_program.dataset_files import FileEntry, bytes_entry, manifest_bytes
 from tests.pipeline import ROOT
 from tests.system_programs import held_to_modes
 

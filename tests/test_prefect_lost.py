@@ -82,7 +82,7 @@ def test_a_training_that_fails_is_told_as_such_without_its_temporary_server(pipe
     process = pipeline.start(*LONG)
     pipeline.wait_for_log("epoch 3/1000", process)
     temporary_server(process).kill()
-    next(one for one in descendants(process.pid) if "training_program" in one.cmdline()).kill()
+    next(one for one in descendants(process.pid) if one.cmdline()[-2:] == ["--standby", "train"]).kill()
     process.communicate(timeout=120)
     assert process.returncode == 1
     assert pipeline.log.count("\nTrainingFailed: ") == 1

@@ -1,6 +1,5 @@
 """What the steps take from a program's output: its answer, or the reason for which it failed, and nothing else."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +13,14 @@ from infra.experiment_tracker import ExperimentTracker
 from infra.lease import hold_lease
 from infra.object_store import ObjectStore
 from infra.settings import load_settings
-from tasks import saved_model
-from tasks.program_run import PROGRAM, ProgramRun
-from tasks.saved_model import ask_program
-from tasks.training_program.dataset_files import TEST_LABELS
+from tasks.handoffs import Dataset
+from tasks.mnist_training import mnist_training
+from tasks.program_run import ProgramRun
+from tasks.programs.mnist.digits.dataset_files import TEST_LABELS
+from tasks.programs.mnist.digits.hyperparameters import Hyperparameters
+from tasks.training import Attempt
 from tasks.training_runs import closing_run
-from tests.small_dataset import entries, write_small_dataset
+from tests.small_dataset import describe, entries, write_small_dataset
 from tests.test_local_process import program
 
 
@@ -30,29 +31,16 @@ def machine(tmp_path: Path) -> Iterator[LocalProcess]:
     local.release()
 
 
-def test_no_other_line_is_taken_for_the_answer(
-    machine: LocalProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_other_line_is_taken_for_the_last_words(machine: LocalProcess, tmp_path: Path) -> None:
     body = r"""
         print('{"accuracy": 0.1}\n{\n@started {}')
         print("without an end", end="")
         print('\x1e\n{"accuracy": 0.9}')
-        print("{ a destructor's word")
     """
-    # A program of a few lines: the training program says none of this.
-    monkeypatch.setattr(saved_model, "PROGRAM", program(tmp_path, body))
-    with caplog.at_level(logging.INFO):
-        assert ask_program(machine, ("predict",)) == {"accuracy": 0.9}
-    assert caplog.messages == ["standing by", '{"accuracy": 0.1}', "{", "@started {}", "without an end"]
-
-
-@pytest.mark.parametrize("body", ["", 'print("{}")', r'print("\x1e\nno JSON")', r'print("\x1e\n3")'])
-def test_a_program_without_an_answer_is_told(
-    body: str, machine: LocalProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(saved_model, "PROGRAM", program(tmp_path, body))
-    with pytest.raises(TrainingFailed, match="its answer to predict is none"):
-        ask_program(machine, ("predict",))
+    run = ProgramRun(machine, Job(program(tmp_path, body), ("devices",)))
+    lines = [text for text, _ in run.lines()]
+    assert lines == ["standing by", '{"accuracy": 0.1}', "{", "@started {}", "without an end", '{"accuracy": 0.9}']
+    assert run.last_words == ['{"accuracy": 0.9}']
 
 
 @pytest.mark.parametrize(
@@ -84,24 +72,33 @@ def test_without_last_words_there_is_a_reason_too(body: str, told: str, machine:
 
 @pytest.mark.slow
 def test_the_cause_of_a_run_whose_data_are_refused_is_the_reason(machine: LocalProcess, tmp_path: Path) -> None:
-    data = tmp_path / "data"
+    data, store = tmp_path / "data", ObjectStore((tmp_path / "store").as_uri())
     write_small_dataset(data)
     (data / MANIFEST).write_bytes(manifest_bytes(entries(data)))
+    settings = load_settings({"PIPELINE_HOME": str(tmp_path / "home")})
+    training = mnist_training(describe(data), Hyperparameters(validation_images=100), settings)
     (data / TEST_LABELS).write_bytes(b"damaged")
-    tracker = ExperimentTracker(load_settings({"PIPELINE_HOME": str(tmp_path / "home")}))
+    tracker = ExperimentTracker(settings)
     run_id = tracker.start_run("tests", "refused", {})
-    job = Job(PROGRAM, ("train", f"--data-folder={data}", "--outputs=outputs"))
-    store = ObjectStore((tmp_path / "store").as_uri())
+    attempt = Attempt(
+        run_id=run_id,
+        datasets={"mnist": Dataset("mnist", training.dataset_sha256, data.as_uri())},
+        checkpoint_uri=f"{store.uri}/checkpoints",
+        lease_uri=f"{store.uri}/leases/some",
+        accelerator="cpu",
+        cache=None,
+    )
+    (tmp_path / "store" / "leases").mkdir(parents=True)
+    (tmp_path / "store" / "leases" / "some").touch()
+    here = LocalProcess(settings.scratch_folder, "cpu", {"MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri})
     with (
         pytest.raises(DatasetCorrupted),
         hold_lease(store, "training", "here", lambda holder: None) as lease,
         closing_run(tracker, run_id, lease),
     ):
-        list(ProgramRun(machine, job).lines())
+        list(ProgramRun(here, Job(training.shipped, training.command_for(attempt))).lines())
     run = tracker.get_run(run_id)
     assert run.status == "FAILED"
     cause = run.tags["cause"]
-    assert cause.startswith(f"The data set is not what it must be: {TEST_LABELS} is not what manifest.json says:"), (
-        cause
-    )
+    assert cause.startswith(f"The data set mnist is not what it must be: its file {TEST_LABELS}"), cause
     assert "found 7 bytes" in cause

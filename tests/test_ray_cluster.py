@@ -18,12 +18,11 @@ import mlflow
 import psutil
 import pytest
 
-from infra.compute import DEFAULT_OPTIONS, ClusterOptions, Job, Workload, compute_target, this_machine
+from infra.compute import DEFAULT_OPTIONS, ClusterOptions, Job, Workload, compute_target
 from infra.compute.ray_cluster import RayCluster
 from infra.compute.ray_dashboard import check_addresses
 from infra.errors import ComputeUnavailable, SettingsError, TrainingFailed
 from infra.settings import Settings, load_settings
-from tasks.program_run import PROGRAM
 from tests import ray_cluster
 from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import QUICK, ROOT, Pipeline, descendants, still_running, wait_until
@@ -255,11 +254,9 @@ def test_the_whole_flow_outlives_a_kill_of_itself_and_the_loss_of_its_node(
     kept = services.folder / "nodes" / ".cache" / "keras-at-scale" / "data"
     assert {path.name for path in kept.iterdir()} == {entry.sha256 for entry in entries(small_dataset.catalog.parent)}
 
-    machine = this_machine(there.settings, "cpu")
-    data = small_dataset.catalog.parent
-    here = machine.run(Job(PROGRAM, ("train", f"--data-folder={data}", "--outputs=outputs", *flags)))
-    assert f"weights SHA-256 {outcome['weights_sha256']}" in list(here)
-    machine.release()
+    (tmp_path / "here").mkdir()
+    here = small_pipeline(tmp_path / "here", prefect_api, small_dataset).run(*flags)
+    assert here["weights_sha256"] == outcome["weights_sha256"]
     services.cluster.wait_for_nodes(0)
 
 

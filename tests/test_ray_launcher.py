@@ -27,7 +27,9 @@ from infra.compute import ClusterOptions, Job, Workload, compute_target
 from infra.compute.ray_launcher import RAY, ClusterOfFile, LaunchedCluster, ask_provider, read_cluster_file
 from infra.errors import ComputeUnavailable, SettingsError
 from infra.settings import Settings, load_settings
-from tasks.mnist_training import REQUIREMENTS
+from tasks.dataset_catalog import describe_dataset
+from tasks.mnist_training import mnist_training
+from tasks.programs.mnist.digits.hyperparameters import DEFAULTS
 from tests.http_server import serving
 from tests.pipeline import ROOT, wait_until
 from tests.s3_server import SECRET, s3_server
@@ -373,7 +375,7 @@ def test_an_address_is_refused_before_a_program_is_missed(tmp_path: Path, monkey
             ClusterOfFile(READY_FILE, load_settings({**services, "PIPELINE_HOME": str(tmp_path)})).check()
 
 
-def test_the_ready_file_is_as_ray_and_the_cloud_want_it_with_the_versions_of_here() -> None:
+def test_the_ready_file_is_as_ray_and_the_cloud_want_it_with_the_versions_of_here(tmp_path: Path) -> None:
     from botocore.session import Session
     from botocore.validate import ParamValidator
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -392,7 +394,12 @@ def test_the_ready_file_is_as_ray_and_the_cloud_want_it_with_the_versions_of_her
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert "RAY_AUTH_MODE=token" in " ".join(config[name])
     pinned = dict(re.findall(r'"([a-z0-9]+)(?:\[[a-z-]+\])?==([\d.]+)"', " ".join(config["worker_setup_commands"])))
-    assert pinned == {name: version(name) for name in (*REQUIREMENTS, "ray", "boto3")}
+    settings = load_settings({"PIPELINE_HOME": str(tmp_path)})
+    training = mnist_training(describe_dataset("mnist", settings.dataset_catalog), DEFAULTS, settings)
+    required = dict(requirement.split("==") for requirement in training.requirements)
+    # MLflow brings its parts along, in its own version.
+    required = {name: pinned_version for name, pinned_version in required.items() if not name.startswith("mlflow-")}
+    assert pinned == required | {name: version(name) for name in ("ray", "boto3")}
     # All that is left of Ray's own defaults is among them.
     commands = [command for name, value in config.items() if name.endswith("_commands") for command in value]
     assert unchecked(commands) == []

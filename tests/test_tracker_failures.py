@@ -1,4 +1,4 @@
-"""What is said when MLflow refuses or fails: the cause and its remedy, here and in the training program."""
+"""What is said when MLflow refuses or fails: the cause and its remedy, here and in the runner."""
 
 import os
 import shutil
@@ -12,11 +12,12 @@ from threading import Thread
 
 import pytest
 
+from infra.compute.runner.exits import RunnerError
+from infra.compute.runner.output import wait_until_written
+from infra.compute.runner.patience import with_patience
 from infra.errors import TrackerError, TrackerUnreachable
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import load_settings
-from tasks.training_program.errors import ProgramError
-from tasks.training_program.retry import with_patience
 from tests.torture.faults import small_disk
 
 
@@ -81,12 +82,13 @@ def test_a_database_that_cannot_serve_is_refused_at_once_by_its_cause(
 
     if spoil is a_folder:
         return  # MLflow itself tries to open it ten times; the flow has looked before it starts the program.
-    # The program, with plain MLflow.
+    # The runner, with plain MLflow.
     from mlflow import MlflowClient
 
-    with pytest.raises(ProgramError) as said:
+    with pytest.raises(RunnerError) as said:
         with_patience(lambda: MlflowClient(tracker.uri).set_tag(made[1], "key", "value"), "log it", 30)
-    assert "again in" not in capfd.readouterr().err
+    wait_until_written()
+    assert "again in" not in capfd.readouterr().out
     assert cause.partition(", or")[0] in str(said.value)
 
 

@@ -20,7 +20,7 @@ import pytest
 from tasks.dataset_catalog import describe_dataset
 from tasks.download_artifacts import check_output_dir
 from tasks.job_output import PHASES
-from tasks.training_program.dataset_files import FILE_NAMES, TEST_IMAGES, TRAIN_IMAGES
+from tasks.programs.mnist.digits.dataset_files import FILE_NAMES, TEST_IMAGES, TRAIN_IMAGES
 from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import (
     LONG,
@@ -99,8 +99,9 @@ def test_the_run_keeps_its_log_its_plots_and_its_program(pipeline: Pipeline, out
 
     assert "training.log" in names("logs")
     assert len([name for name in names("outputs") if name.endswith(".png")]) >= 4
-    program = {path.name for path in (ROOT / "tasks" / "training_program").glob("*.py")}
-    assert program <= names("source/training_program")
+    program = ROOT / "tasks" / "programs" / "mnist"
+    assert names("source/program") == {"MLproject", "digits"}
+    assert names("source/program/digits") == {path.name for path in program.rglob("*.py")}
 
 
 def test_the_flow_run_has_six_tasks_a_report_and_progress(
@@ -354,8 +355,10 @@ def test_a_training_that_dies_fails_the_run_and_the_next_one_continues_it(fresh_
     epochs = (*QUICK, "--epochs=60")
     process = fresh_pipeline.start(*epochs)
     fresh_pipeline.wait_for_log("epoch 3/60", process)
-    program = next(one for one in descendants(process.pid) if "training_program" in " ".join(one.cmdline()))
-    program.kill()
+    runs = fresh_pipeline.folder / "home" / "object-store" / "runs"
+    wait_until(lambda: any(runs.glob("*/checkpoints/*/manifest.json")), 30, "a checkpoint")
+    runner = next(one for one in descendants(process.pid) if one.cmdline()[-2:] == ["--standby", "train"])
+    runner.kill()
     process.communicate(timeout=60)
     assert process.returncode == 1
     assert "was ended by SIGKILL" in fresh_pipeline.log
@@ -392,4 +395,4 @@ def test_both_ways_to_start_it_work_whatever_lies_on_the_path_for_imports(tmp_pa
 
 def test_nothing_of_the_tests_is_left_running() -> None:
     ours = still_running(psutil.Process().children(recursive=True))
-    assert [one for one in ours if "training_program" in " ".join(one.cmdline())] == []
+    assert [one for one in ours if "runner" in " ".join(one.cmdline())] == []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -10,22 +11,23 @@ from typing import Any
 import pytest
 
 from infra.compute import program_files, program_sha256
+from infra.compute.runner.variables import THREADS
 from infra.settings import load_settings
 from tasks import mnist_training
 from tasks.dataset_catalog import DatasetDescription, describe_dataset
-from tasks.mnist_training import COMPUTING_LIBRARIES
-from tasks.program_run import PROGRAM
+from tasks.mnist_training import PROGRAM
+from tasks.programs.mnist.digits.hyperparameters import DEFAULTS, Hyperparameters
 from tasks.training import Training
-from tasks.training_program.hyperparameters import DEFAULTS, Hyperparameters
 
 EARLIER_KEY = "848bad73fd7219d6d8ff004f4cf47e51bc9de89d6954295c7770109485ac07dc"
 """As the first version of the pipeline computed it."""
 
-DATASET = describe_dataset("mnist", load_settings({}).dataset_catalog)
+SETTINGS = load_settings({"PIPELINE_HOME": tempfile.mkdtemp()})
+DATASET = describe_dataset("mnist", SETTINGS.dataset_catalog)
 
 
 def training(hyperparameters: Hyperparameters = DEFAULTS, dataset: DatasetDescription = DATASET) -> Training:
-    return mnist_training.mnist_training(dataset, hyperparameters)
+    return mnist_training.mnist_training(dataset, hyperparameters, SETTINGS)
 
 
 def key(hyperparameters: Hyperparameters = DEFAULTS, dataset: DatasetDescription = DATASET) -> str:
@@ -35,7 +37,7 @@ def key(hyperparameters: Hyperparameters = DEFAULTS, dataset: DatasetDescription
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the training program that the key is made from."""
-    copy = tmp_path / "training_program"
+    copy = tmp_path / "mnist"
     shutil.copytree(PROGRAM, copy, ignore=shutil.ignore_patterns("__pycache__"))
     # Not the real folder: an edit of it would be seen by other tests.
     monkeypatch.setattr(mnist_training, "PROGRAM", copy)
@@ -46,15 +48,15 @@ def test_the_same_training_has_the_same_key(program: Path) -> None:
     assert key() == key(Hyperparameters())
 
 
-def test_the_key_is_that_of_earlier_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mnist_training, "PROGRAM", tmp_path)
+def test_the_key_is_that_of_earlier_versions(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("layers = 2\n")
-    # Not really these versions: the key of a day is to be compared with.
-    monkeypatch.setattr(mnist_training, "version", lambda name: "1.0")
-    assert key() == EARLIER_KEY
+    # As it was made: with the hyperparameters for arguments, and these versions.
+    arguments = DEFAULTS.model_copy(update={"validation_images": 5_000}).model_dump()
+    versions = dict.fromkeys(("keras", "tensorflow", "numpy"), "1.0")
+    assert replace(training(), source=tmp_path, arguments=arguments, environment=versions).key == EARLIER_KEY
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in PROGRAM.glob("*.py")))
+@pytest.mark.parametrize("file", sorted(path.relative_to(PROGRAM).as_posix() for path in PROGRAM.rglob("*.py")))
 def test_an_edit_anywhere_in_the_program_changes_it(program: Path, file: str) -> None:
     before = training()
     assert before.differences(before.record) == []
@@ -127,13 +129,13 @@ def test_another_data_set_changes_it() -> None:
     assert key(dataset=replace(DATASET, name="mnist-of-another-name")) == key(), "its files alone count"
 
 
-@pytest.mark.parametrize("library", COMPUTING_LIBRARIES)
-def test_another_version_of_a_library_that_computes_changes_it(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", ["keras", "tensorflow", "numpy"])
+def test_another_version_of_a_library_that_computes_changes_it(library: str) -> None:
     before = training()
-    # Not really another version: installing one takes minutes.
-    monkeypatch.setattr(mnist_training, "version", lambda name: "0.0" if name == library else version(name))
-    assert key() != before.key
-    assert training().differences(before.record) == [f"{library} {version(library)} -> 0.0"]
+    assert set(before.environment) - set(THREADS) == {"python", "keras", "tensorflow", "numpy"}
+    after = replace(before, environment={**before.environment, library: "0.0"})
+    assert after.key != before.key
+    assert after.differences(before.record) == [f"{library} {version(library)} -> 0.0"]
 
 
 def test_of_several_data_sets_each_counts_with_its_name() -> None:

@@ -23,7 +23,7 @@ from tasks.dataset_catalog import describe_dataset
 from tasks.datasets.folder import FolderFiles
 from tasks.datasets.stored import list_datasets, store_dataset
 from tasks.handoffs import Dataset, DatasetFiles
-from tasks.training_program.dataset_files import TEST_IMAGES, TRAIN_IMAGES
+from tasks.programs.mnist.digits.dataset_files import TEST_IMAGES, TRAIN_IMAGES
 from tasks.upload_dataset import upload_dataset
 from tests.s3_server import S3Server, free_port, s3_server
 from tests.small_dataset import entries, write_catalog, write_small_dataset

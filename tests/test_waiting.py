@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from infra import remote_store, waiting
+from infra.compute.runner import patience, storage
+from infra.compute.runner.output import wait_until_written
 from infra.errors import ObjectStoreUnreachable
 from infra.object_store import ObjectStore
-from tasks.training_program import retry, storage
 from tests.mlflow_server import MlflowServer
 from tests.pipeline import QUICK, Pipeline, descendants, still_running
 from tests.s3_server import s3_server
@@ -61,12 +62,11 @@ def test_what_goes_on_is_no_wait(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     assert "to send files to it" in caplog.text
 
 
-def test_the_program_says_what_it_waits_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(retry, "SECONDS_BEFORE_TOLD", 0.1)
-    retry.with_patience(lambda: time.sleep(0.3), "log epoch 3 in MLflow")
-    assert capsys.readouterr().err == "no answer for 0.1 s, to log epoch 3 in MLflow; still waiting\n"
+def test_the_runner_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(patience, "SECONDS_BEFORE_TOLD", 0.1)
+    patience.with_patience(lambda: time.sleep(0.3), "log the model in MLflow")
+    wait_until_written()
+    assert capfd.readouterr().out == "no answer for 0.1 s, to log the model in MLflow; still waiting\n"
 
 
 def test_an_mlflow_that_hangs_is_given_up_and_ctrl_c_does_not_wait_for_it(

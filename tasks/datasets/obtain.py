@@ -26,9 +26,10 @@ from infra.mirror import (
 from infra.settings import Settings
 from tasks.dataset_catalog import DatasetDescription, sample_of
 from tasks.handoffs import DatasetFiles
+from tasks.programs.mnist.digits.dataset_files import CLASSES, read_idx
+from tasks.programs.mnist.digits.errors import BadDataset
 from tasks.progress import byte_progress
 from tasks.sample_dataset import write_sample
-from tasks.training_program.dataset_files import CLASSES, BadDataset, read_idx
 
 LOGGER = logging.getLogger(__name__)
 

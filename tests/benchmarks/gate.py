@@ -15,12 +15,12 @@ With 21 models of 20 epochs it takes ten minutes on two cores.
 """
 
 import argparse
-import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, get_args
@@ -28,12 +28,14 @@ from typing import Any, get_args
 import numpy as np
 
 from tasks.gate import RECALL_FLOOR, SIGNIFICANCE, Gate, GateRules, decide
-from tasks.mnist_scores import read_comparison
+from tasks.mnist_training import PROGRAM
+from tasks.programs.mnist.digits.dataset_files import FILE_NAMES, TRAIN_LABELS, read_idx, write_idx
 from tasks.registry.comparison import Comparison, compare
-from tasks.registry.scores import Scores
-from tasks.training_program.dataset_files import FILE_NAMES, TEST_LABELS, TRAIN_LABELS, read_idx, write_idx
+from tasks.registry.scores import Scores, read_scores
 
-PROGRAM_FOLDER = Path(__file__).parent.parent.parent / "tasks"
+MODEL_FILE = Path("data", "model.keras")
+"""Where MLflow's Keras flavour puts the network, relative to the model's folder."""
+
 DIGIT = 8
 DRAWS = 10
 """How often the coins are thrown for each pair."""
@@ -45,14 +47,14 @@ def simulate(data_folder: Path, models: int, epochs: int, scratch: Path) -> tupl
     beginner = train(data_folder, 1, models, scratch / "beginner")
     shuffled = train(shuffle_labels(data_folder, scratch / "shuffled-data"), 2, 0, scratch / "shuffled")
     broken = break_digit(seeds[0], beginner, data_folder, scratch / "broken")
-    labels = read_labels(data_folder, TEST_LABELS)
-    scores = score([*seeds, beginner, shuffled, broken], data_folder)
-    right = {name: _bits(facts["right"], len(labels)) for name, facts in scores["models"].items()}
+    scored = score([*seeds, beginner, shuffled, broken], data_folder)
+    right = {name: np.array(values, bool) for name, values in scored.values.items()}
     alike = [right[model.name] for model in seeds]
+    groups = scored.groups or ()
     weak, senseless, uneven = (right[model.name] for model in (beginner, shuffled, broken))
 
-    equal = [compared(labels, *pair) for pair in _drawn_by_lot(alike)]
-    trained = [compared(labels, *pair) for pair in permutations(alike, 2)]
+    equal = [compared(groups, *pair) for pair in _drawn_by_lot(alike)]
+    trained = [compared(groups, *pair) for pair in permutations(alike, 2)]
     accuracies = [float(bits.mean()) for bits in alike]
     lines = [f"{models} models of {epochs} epochs, test accuracies {min(accuracies):.4f} to {max(accuracies):.4f}", ""]
     lines += ["| pairs | gate | number | promoted | without the floor |", "|---|---|---|---|---|"]
@@ -69,21 +71,21 @@ def simulate(data_folder: Path, models: int, epochs: int, scratch: Path) -> tupl
         (f"digit {DIGIT} broken, mean better", (weak, uneven)),
     ):
         for gate in get_args(Gate):
-            decision = decide(compared(labels, *pair), GateRules(gate, RECALL_FLOOR))
+            decision = decide(compared(groups, *pair), GateRules(gate, RECALL_FLOOR))
             change = " to ".join(f"{bits.mean():.4f}" for bits in pair)
             lines.append(f"| {what}, accuracy {change} | {gate} | {decision.outcome}: {decision.reason} |")
             if decision.outcome != "kept":
                 wrong.append(f"{what} passed the gate {gate}")
     for gate in get_args(Gate):
-        if promoted([compared(labels, champion, senseless) for champion in alike], GateRules(gate, 1.0)):
+        if promoted([compared(groups, champion, senseless) for champion in alike], GateRules(gate, 1.0)):
             wrong.append(f"shuffled labels passed the gate {gate}")
     return "\n".join(lines), wrong
 
 
-def compared(labels: np.ndarray, champion: np.ndarray, challenger: np.ndarray) -> Comparison:
-    """The comparison of two models that are right on these images: bool, shape (n,), like `labels`."""
+def compared(groups: tuple[str, ...], champion: np.ndarray, challenger: np.ndarray) -> Comparison:
+    """The comparison of two models that are right on these images, whose digits are `groups`: bool, shape (n,)."""
     values = {"champion": tuple(map(float, champion)), "challenger": tuple(map(float, challenger))}
-    return compare(Scores("right", values, tuple(f"digit {label}" for label in labels)))
+    return compare(Scores("right", values, groups))
 
 
 def promoted(pairs: Iterable[Comparison], rules: GateRules) -> float:
@@ -109,10 +111,6 @@ def _drawn_by_lot(alike: list[np.ndarray]) -> Iterable[tuple[np.ndarray, np.ndar
             yield np.where(swapped, other, one), np.where(swapped, one, other)
 
 
-def _bits(digits: str, count: int) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count).astype(bool)
-
-
 def read_labels(data_folder: Path, name: str) -> np.ndarray:
     """The labels in one of the data set's files: uint8, shape (n,)."""
     with (data_folder / name).open("rb") as file:
@@ -120,27 +118,30 @@ def read_labels(data_folder: Path, name: str) -> np.ndarray:
 
 
 def train(data_folder: Path, epochs: int, seed: int, outputs: Path) -> Path:
-    """Train as the pipeline does, without MLflow; the folder of the model."""
-    arguments = (f"--data-folder={data_folder}", f"--epochs={epochs}", f"--seed={seed}", f"--outputs={outputs}")
-    run_program("train", *arguments)
-    return (outputs / "model").rename(outputs.with_name(f"model-{outputs.name}"))
+    """Train as the pipeline does, without MLflow; the folder of the model, as MLflow keeps it."""
+    arguments = (f"--data-folder={data_folder}", f"--epochs={epochs}", f"--seed={seed}")
+    run_program("digits.train", *arguments, OUTPUTS_FOLDER=str(outputs))
+    folder = outputs.with_name(f"model-{outputs.name}")
+    (folder / "data").mkdir(parents=True)
+    (outputs / "model" / "model.keras").rename(folder / MODEL_FILE)
+    return folder
 
 
-def score(models: list[Path], data_folder: Path) -> dict[str, Any]:
+def score(models: list[Path], data_folder: Path) -> Scores:
     """What the program's `score` says of the models, by the names of their folders."""
-    output = run_program(
-        "score", *(f"--model={model.name}={model}" for model in models), f"--data-folder={data_folder}"
-    )
-    return dict(json.loads(output.splitlines()[-1]))
+    output = models[0].with_name("scores.csv")
+    named = (f"--model={model.name}={model}" for model in models)
+    run_program("digits.score", *named, f"--data-folder={data_folder}", f"--output={output}")
+    return read_scores(output, [model.name for model in models])
 
 
-def run_program(*arguments: str) -> str:
-    """What the training program prints when it is run with these arguments."""
-    command = [sys.executable, "-m", "training_program", *arguments]
-    done = subprocess.run(command, cwd=PROGRAM_FOLDER, capture_output=True, text=True, check=False)
+def run_program(module: str, *arguments: str, **variables: str) -> None:
+    """Run a module of the program with these arguments."""
+    command = [sys.executable, "-m", module, *arguments]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, cwd=PROGRAM, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    return done.stdout
 
 
 def shuffle_labels(data_folder: Path, folder: Path) -> Path:
@@ -158,29 +159,29 @@ def break_digit(model: Path, champion: Path, data_folder: Path, broken: Path) ->
 
     The bias of the digit's output is lowered just so far.
     """
-    from tasks.training_program.predict import MODEL_FILE, load_model
+    from tasks.programs.mnist.digits.dataset import load_test_set
+    from tasks.programs.mnist.digits.model import evaluate
+    from tasks.programs.mnist.digits.score import load_model
 
+    images, labels = load_test_set(data_folder)
+
+    def right(model: Any) -> np.ndarray:
+        return np.asarray(evaluate(model, images, labels).predictions == labels)
+
+    is_digit, before = labels == DIGIT, right(load_model(champion))
+    groups = tuple(f"digit {label}" for label in labels)
     (broken / MODEL_FILE).parent.mkdir(parents=True)
     network = load_model(model)
     kernel, bias = network.layers[-1].get_weights()
     for lowered in np.arange(0.0, 20.0, 0.5):
         network.layers[-1].set_weights([kernel, bias - lowered * (np.arange(len(bias)) == DIGIT)])
         network.save(broken / MODEL_FILE)
-        found = score_here({"champion": champion, "challenger": broken}, data_folder)
-        right = {name: facts["right_per_digit"][DIGIT] for name, facts in found["models"].items()}
-        if right["champion"] - right["challenger"] >= 0.02 * found["images_per_digit"][DIGIT]:
-            comparison = read_comparison(found)
-            if decide(comparison, GateRules("better", recall_floor=1.0)).outcome != "promoted":
+        now = right(network)
+        if before[is_digit].sum() - now[is_digit].sum() >= 0.02 * is_digit.sum():
+            if decide(compared(groups, before, now), GateRules("better", recall_floor=1.0)).outcome != "promoted":
                 break
             return broken
     raise RuntimeError("With the digit broken the mean is not better: give the models more --epochs.")
-
-
-def score_here(models: Mapping[str, Path], data_folder: Path) -> dict[str, Any]:
-    """As `score`, in this process."""
-    from tasks.training_program.score import score
-
-    return json.loads(json.dumps(score(models, str(data_folder)).as_dict()))  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ With `--seeds` it also compares the test accuracy after 20 epochs, which takes m
 """
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from infra.compute.local_process import usable_cores
+from tasks.mnist_training import PROGRAM
 from tests.benchmarks.floor import measure
 from tests.benchmarks.rows import Row, show
 
@@ -95,14 +97,16 @@ def _plain(data_folder: Path, epochs: int, seed: int) -> str:
 
 def _ours(data_folder: Path, epochs: int, seed: int, checkpoints: bool) -> str:
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = ["train", f"--data-folder={data_folder}", f"--epochs={epochs}", f"--seed={seed}"]
-        arguments += [f"--outputs={scratch}/outputs", "--accelerator=cpu"]
-        arguments += [f"--checkpoint-uri={scratch}/checkpoints"] if checkpoints else []
-        return _run(["-m", "training_program", *arguments], ROOT / "tasks")
+        arguments = [f"--data-folder={data_folder}", f"--epochs={epochs}", f"--seed={seed}"]
+        told = {"OUTPUTS_FOLDER": f"{scratch}/outputs", "ACCELERATOR": "cpu"}
+        told |= {"CHECKPOINT_FOLDER": f"{scratch}/checkpoints"} if checkpoints else {}
+        return _run(["-m", "digits.train", *arguments], PROGRAM, **told)
 
 
-def _run(arguments: list[str], folder: Path) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+def _run(arguments: list[str], folder: Path, **told: str) -> str:
+    environment = {**os.environ, **told}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"python {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
     return done.stdout

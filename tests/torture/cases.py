@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import psutil
 
-from tasks.training_program.dataset_files import FILE_NAMES
+from tasks.programs.mnist.digits.dataset_files import FILE_NAMES
 from tests.http_server import Behaviour, HttpServer, serving
 from tests.pipeline import Pipeline, still_running, wait_until
 from tests.small_dataset import write_catalog, write_small_dataset
@@ -379,12 +379,12 @@ def kill_all_of(folder: Path) -> None:
 
 
 def programs_of(pipeline: Pipeline, command: str = "") -> list[psutil.Process]:
-    """The living training programs of this home; those that were started for `command`, if one is named."""
+    """The living runners of this home, which end their programs; those that were started for `command`, if one is."""
     found = []
     for process in processes_of(pipeline.folder):
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
-            if "training_program" in line and line[-1].endswith(command):
+            if "runner" in line and line[-1].endswith(command):
                 found.append(process)
     return found
 
@@ -460,16 +460,16 @@ _EPOCHS = tuple(Point("epoch", epoch=number) for number in range(1, EPOCHS + 1))
 _AFTER_TRAINING = (
     Point("post-processing", line=r"- post-processing"),
     Point("plots", line=r"- test_loss "),
+    Point("outputs are uploaded", files=("home/mlflow/artifacts/*/*/artifacts/outputs",)),
     Point("model is saved", files=("home/mlflow/artifacts/*/models/m-*",)),
     Point("model is uploaded", files=("home/mlflow/artifacts/*/models/*/artifacts/MLmodel",)),
-    Point("outputs are uploaded", files=("home/mlflow/artifacts/*/*/artifacts/outputs",)),
     Point("last tags", line=r"- model saved as "),
     Point("run ends", line=r"- done in "),
     Point("registration", line=r"- Registered run |- Run \w+ is version "),
     Point("decision", line=r"- Version \d+ is "),
     Point("artifacts download", files=(".model.incoming-*",)),
     Point("artifacts are there", line=r"- models:/"),
-    Point("verification", line=r"- standing by[\s\S]*- models:/[\s\S]*- standing by|- model in "),
+    Point("verification", line=r"- standing by[\s\S]*- models:/[\s\S]*- standing by"),
     Point("verified", line=r"- The downloaded model has"),
     Point("rename", files=("model/MLmodel",)),
 )

@@ -266,7 +266,8 @@ def memory_limit(bench: Bench, seconds: float) -> Case:
     pipeline = bench.fresh()
     attempt = Attempt(pipeline)
     attempt.wait_for(r"- data set ")
-    (program,) = programs_of(pipeline, "train")
+    (runner,) = programs_of(pipeline, "train")
+    (program,) = (one for one in runner.children() if "/launcher" in " ".join(one.cmdline()))
     limit = program.memory_info().vms
     resource.prlimit(program.pid, resource.RLIMIT_AS, (limit, limit))
     status, _ = attempt.wait()
@@ -553,7 +554,7 @@ def _on_machines(bench: Bench, case: Case, names: tuple[str, str], dies: bool) -
             attempts[0].wait_for(rf"- epoch {epoch}/")
             # The training would be over before the other one has come so far; its flow lives, and says so.
             for one in first.processes():
-                if "training_program" in one.cmdline():
+                if "runner" in one.cmdline() or "/launcher" in " ".join(one.cmdline()):
                     one.suspend()
             attempts.append(Attempt(second.pipeline))
             attempts[1].wait_for(r"(?i)waiting for", 60 * bench.load)

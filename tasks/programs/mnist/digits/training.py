@@ -20,7 +20,6 @@ from .dataset import ImageDataset
 from .errors import UsageError
 from .hyperparameters import Hyperparameters
 from .model import build_model, evaluate
-from .retry import with_patience
 
 EPOCHS_AHEAD = 2
 """How many epochs the training may be ahead of what is saved."""
@@ -50,14 +49,11 @@ def train(
     checkpoints: Checkpoints | None,
     on_epoch: Callable[[EpochMetrics], None],
     log_epoch: Callable[[EpochMetrics], None],
-    confirm: Callable[[], None] = lambda: None,
 ) -> TrainedModel:
     """Train for as many epochs as are missing, and return the model of the best one.
 
-    `on_epoch` is called as soon as an epoch is over; `log_epoch` in another thread, once its checkpoint is durable,
-    and also for the epochs that were over when the program started. `confirm` is called before anything is written, and
-    raises if nothing must be. Raises `UsageError` if there is no full batch,
-    `ProgramError` if checkpoints or log stay out of reach for two minutes.
+    `on_epoch` is called as soon as an epoch is over; `log_epoch` in another thread, once its checkpoint is written, and
+    also for the epochs that were over when the program started. Raises `UsageError` if there is no full batch.
     """
     images, labels = dataset.train_images, dataset.train_labels
     steps = len(images) // hyperparameters.batch_size
@@ -68,12 +64,12 @@ def train(
         )
     model = build_model(hyperparameters)
     model.optimizer.build(model.trainable_variables)
-    state = with_patience(checkpoints.newest, "read the checkpoints") if checkpoints else None
+    state = checkpoints.newest() if checkpoints else None
     if state:
         _restore(model, state)
     run_epoch = _epoch_program(model, tf.constant(images), tf.constant(labels))
 
-    with _Recorder(checkpoints, log_epoch, confirm) as recorder:
+    with _Recorder(checkpoints, log_epoch) as recorder:
         if state:
             recorder.log_again(state.history)
         for epoch in range(state.epoch + 1 if state else 1, hyperparameters.epochs + 1):
@@ -159,14 +155,8 @@ class _Recorder:
     Its errors are raised in the thread that trains, when that is `EPOCHS_AHEAD` epochs further, or at the end.
     """
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints | None,
-        log_epoch: Callable[[EpochMetrics], None],
-        confirm: Callable[[], None],
-    ) -> None:
+    def __init__(self, checkpoints: Checkpoints | None, log_epoch: Callable[[EpochMetrics], None]) -> None:
         self._checkpoints = checkpoints
-        self._confirm = confirm
         self._log_epoch = log_epoch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._pending: list[Future[None]] = []
@@ -180,9 +170,9 @@ class _Recorder:
         self._thread.shutdown(wait=kind is None, cancel_futures=True)
 
     def log_again(self, history: tuple[EpochMetrics, ...]) -> None:
-        """Log epochs whose checkpoint is durable already."""
+        """Log epochs whose checkpoint is written already."""
         for metrics in history:
-            self._pending.append(self._thread.submit(self._log, metrics))
+            self._pending.append(self._thread.submit(self._log_epoch, metrics))
 
     def record(self, state: State) -> None:
         """Save `state`, then log its last epoch; returns at once unless too much is pending."""
@@ -194,11 +184,6 @@ class _Recorder:
             self._pending.pop(0).result()
 
     def _save_and_log(self, state: State) -> None:
-        if (checkpoints := self._checkpoints) is not None:
-            self._confirm()
-            with_patience(lambda: checkpoints.save(state), f"save the checkpoint of epoch {state.epoch}")
-        self._log(state.history[-1])
-
-    def _log(self, metrics: EpochMetrics) -> None:
-        self._confirm()
-        with_patience(lambda: self._log_epoch(metrics), f"log epoch {metrics.epoch} in MLflow")
+        if self._checkpoints:
+            self._checkpoints.save(state)
+        self._log_epoch(state.history[-1])

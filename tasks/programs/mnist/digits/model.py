@@ -1,7 +1,5 @@
 """The network of the tutorial, and what is asked of it after training."""
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import keras
@@ -18,7 +16,7 @@ def build_model(hyperparameters: Hyperparameters) -> keras.Model:
     """The compiled network: uint8 images (n, 28, 28) from 0 to 255 in, float32 probabilities (n, 10) out.
 
     Scaling and flattening are layers of it, so that whoever loads it feeds raw images. The initial weights
-    follow from the seed alone. The layers have fixed names because the digest of the weights contains them.
+    follow from the seed alone. The layers have fixed names because a digest of the weights may contain them.
     """
     seeds = [int(seed) for seed in np.random.SeedSequence(hyperparameters.seed).generate_state(3) // 2]
     model = keras.Sequential(
@@ -81,20 +79,3 @@ def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Eval
         accuracy=float(np.mean(together.argmax(axis=1) == labels)),
         probabilities=together,
     )
-
-
-def weights_sha256(model: keras.Model) -> str:
-    """SHA-256 over the name, shape, dtype and bytes of each weight, in the model's order."""
-    # Not `weight.path`: in a loaded model it begins with the model's name, in a built one it does not.
-    return digest_arrays(
-        (f"{layer.name}/{weight.name}", weight.numpy()) for layer in model.layers for weight in layer.weights
-    )
-
-
-def digest_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
-    """SHA-256 over name, shape, dtype and bytes (C order) of each array, in order."""
-    digest = hashlib.sha256()
-    for name, array in arrays:
-        digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""The files of a data set: how they are named, described, read and written.
+"""The files of a data set: how they are named, read and written.
 
-Light enough for the flow's process (no Keras, no TensorFlow), and shipped with the program, so that
-the download is checked by the same lines that later read the data.
+Light enough to be imported by who downloads them (no Keras, no TensorFlow): what is downloaded is then checked by the
+same lines that later read the data.
 
 The format is IDX (http://yann.lecun.com/exdb/mnist/, "THE IDX FILE FORMAT"), big-endian:
 two zero bytes, a type byte (0x08: unsigned byte), the number of dimensions, each dimension as uint32,
@@ -9,18 +9,14 @@ then the values, the last dimension running fastest.
 """
 
 import gzip
-import hashlib
-import json
 import struct
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-MANIFEST = "manifest.json"
+from .errors import BadDataset
 
 TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
 TRAIN_LABELS = "train-labels-idx1-ubyte.gz"
@@ -30,53 +26,6 @@ FILE_NAMES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
 IMAGE_SHAPE = (28, 28)
 CLASSES = 10
-
-
-class BadDataset(Exception):
-    """A file is not what its name or its manifest says; the text names the file and the reason."""
-
-
-@dataclass(frozen=True, order=True)
-class FileEntry:
-    """A file of a data set: its name, its size in bytes and the SHA-256 of its bytes."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-def manifest_bytes(entries: Iterable[FileEntry]) -> bytes:
-    """The manifest in its one canonical form, whose SHA-256 is the data set's identity."""
-    files = [asdict(entry) for entry in sorted(entries)]
-    return json.dumps({"files": files}, sort_keys=True, separators=(",", ":")).encode()
-
-
-def parse_manifest(data: bytes) -> list[FileEntry]:
-    """The entries of a manifest; raises `BadDataset` if `data` is none."""
-    try:
-        entries = [FileEntry(str(f["name"]), int(f["size"]), str(f["sha256"])) for f in json.loads(data)["files"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadDataset(f"{MANIFEST} is not a manifest: {error!r}") from error
-    if manifest_bytes(entries) != data:
-        raise BadDataset(f"{MANIFEST} is not in its canonical form")
-    return entries
-
-
-def dataset_sha256(entries: Iterable[FileEntry]) -> str:
-    """The identity of the data set with these files: 64 hexadecimal digits."""
-    return hashlib.sha256(manifest_bytes(entries)).hexdigest()
-
-
-def file_entry(path: Path) -> FileEntry:
-    """Size and SHA-256 of the file at `path`, read from it."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(path.name, path.stat().st_size, digest)
-
-
-def bytes_entry(name: str, content: bytes) -> FileEntry:
-    """The entry of a file with this name and content."""
-    return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def read_idx(compressed: BinaryIO, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
