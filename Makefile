@@ -4,7 +4,7 @@
 # make test    every test, against real parts on this machine
 # make check   format, lint, types and import rules
 # make fix     format, and mend what the linter can
-# make torture kill it at 50 points, stop, hang and break what it needs, and compare with an undisturbed run
+# make torture kill a training at 50 points, stop, hang and break what it needs, and compare with an undisturbed run
 # make bench   the figures of docs/figures.md, measured here
 # make clean   remove what runs made, never the environment
 # make lock    renew requirements.lock and requirements-cuda.lock

@@ -4,14 +4,10 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -21,7 +17,8 @@ from infra.settings import environment_unchanged
 from tasks.programs.mnist.digits.dataset_files import FILE_NAMES
 from tests import reaper, tiers
 from tests.http_server import HttpServer, serving
-from tests.pipeline import Pipeline, wait_until
+from tests.pipeline import Pipeline
+from tests.prefect_server import start_prefect
 from tests.small_dataset import write_catalog, write_small_dataset
 from tests.stack import Channel, Stack
 from tests.system_programs import closing_line, need
@@ -162,25 +159,6 @@ def prefect_api(prefect_home: Path) -> str:
         if not address.exists():
             address.write_text(start_prefect(prefect_home))
     return address.read_text()
-
-
-def start_prefect(home: Path) -> str:
-    """Start a server in this home; its API's address, once it answers."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    with (home / "server.log").open("wb") as log:
-        command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)]
-        environment = {**os.environ, "PREFECT_HOME": str(home)}
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-    def answers() -> bool:
-        assert server.poll() is None, (home / "server.log").read_text()
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"{url}/health").status_code == 200
-        return False
-
-    wait_until(answers, 120, "the Prefect server's answer", 0.2)
-    return url
 
 
 @dataclass(frozen=True)

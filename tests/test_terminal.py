@@ -12,7 +12,7 @@ import pytest
 from infra.errors import SettingsError
 from infra.terminal import SIGNALS, STOPPED
 from tests.pipeline import signal_group, wait_until
-from tests.torture.faults import small_disk
+from tests.torture.services import small_disk
 
 ROOT = Path(__file__).parent.parent
 

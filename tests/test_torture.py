@@ -4,15 +4,16 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.torture.__main__ import Tally, run_all
-from tests.torture.cases import Bench, Case, bench, ends_of_tracebacks, plan, run_chain
+from tests.torture.__main__ import Job, Tally, run_all
+from tests.torture.attempts import ends_of_tracebacks
+from tests.torture.bench import Bench, benches
 from tests.torture.faults import FAULTS
-from tests.torture.programs import SUBJECTS, bench_of_programs, torture_program
+from tests.torture.kills import Case, plan, run_chain
+from tests.torture.subjects import COUNTER
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +33,12 @@ Disturbances = tuple[Future[list[Case]], dict[str, Future[Case]]]
 @pytest.fixture(scope="module")
 def disturbances(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Iterator[Disturbances]:
     """The kills, and beside them, for they leave a core idle, an undisturbed run and the faults."""
-    chain = plan(random.Random(SEED), KILLS, [])
-    drawn = {"seed": SEED, "moments": 2}
-    with bench(tmp_path_factory.mktemp("torture"), prefect_api, **drawn) as made, ThreadPoolExecutor(2) as pool:
-        kills = pool.submit(run_chain, made, chain)
-        pool.submit(lambda: made.reference)
-        yield kills, {name: pool.submit(FAULTS[name], made, 3) for name in SELECTED}
+    chain = plan(random.Random(SEED), KILLS, [], COUNTER.epochs)
+    folder = tmp_path_factory.mktemp("torture")
+    with benches(folder, prefect_api, [COUNTER], seed=SEED, moments=2) as made, ThreadPoolExecutor(2) as pool:
+        counter = made["counter"]
+        kills = pool.submit(run_chain, counter, chain)
+        yield kills, {name: pool.submit(FAULTS[name], counter, 3) for name in SELECTED}
 
 
 @pytest.mark.parametrize("name", SELECTED)
@@ -61,26 +62,15 @@ def test_a_case_that_falls_is_a_row_that_differs_and_the_others_go_on(
         raise AssertionError("the run ended without 'epoch 5'\nline of its log\nand | the last")
 
     tally = Tally()
-    made = Bench(tmp_path, {}, {}, Future())
-    jobs = {name: fall if name == "falls" else (lambda _, tell: tell(Case("good", ""))) for name in ("a", "falls", "b")}
-    run_all(made, jobs, {"c": lambda _, tell: tell(Case("waits", ""))}, 1, tally.tell)
+    good = Bench(tmp_path)
+    runs = {"a": lambda _, tell: tell(Case("good", "")), "falls": fall, "b": lambda _, tell: tell(Case("good", ""))}
+    jobs = [Job(name, good, run) for name, run in runs.items()]
+    run_all([*jobs, Job("c", good, lambda _, tell: tell(Case("waits", "")), mostly_waits=True)], 1, tally.tell)
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 5
     (fallen,) = [row for row in rows if "AssertionError" in row]
     assert "the run ended without 'epoch 5' ... and / the last" in fallen
     assert str(tally) == "5 cases, 5 disturbances, 1 with a difference"
-
-
-def test_a_program_killed_at_a_few_points_ends_as_if_undisturbed(
-    tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tally = Tally()
-    counter = replace(SUBJECTS[0], epochs=3, flags=("--param=epochs=3", "--param=seconds=1.3"))
-    with bench_of_programs(tmp_path, prefect_api, SEED) as made:
-        torture_program(made, counter, 3, 1, tally.tell)
-    row = capsys.readouterr().out
-    assert (tally.struck, tally.different) == (3, 0), row
-    assert row.startswith("| counter: 3 kills |")
 
 
 def test_each_traceback_that_a_person_would_see_is_found_with_its_end() -> None:

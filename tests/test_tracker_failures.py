@@ -18,7 +18,7 @@ from infra.compute.runner.patience import with_patience
 from infra.errors import TrackerError, TrackerUnreachable
 from infra.experiment_tracker import ExperimentTracker
 from infra.settings import load_settings
-from tests.torture.faults import small_disk
+from tests.torture.services import small_disk
 
 
 @pytest.fixture(scope="module")

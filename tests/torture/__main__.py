@@ -1,13 +1,16 @@
 """Kill the pipeline wherever it can be killed, take away what it needs, and compare with an undisturbed run.
 
-    python -m tests.torture                    50 kills and every fault: about half an hour on two cores
+    python -m tests.torture                    50 kills and every fault, 8 of the kills and some faults on MNIST
     python -m tests.torture --only faults      or `--only kills`; `--fault NAME` for one of them
     python -m tests.torture --seed 7           other points, victims and delays
-    python -m tests.torture programs           the counter and each example, killed at 10 points each
-    python -m tests.torture --busy 2           beside two processes that never rest; takes twice as long
+    python -m tests.torture --on mnist         all on MNIST, or on `counter`, which needs NumPy alone
+    python -m tests.torture --on fashion --kills 10       an example, killed
+    python -m tests.torture --busy 2           beside two processes that never rest
 
 Prints a markdown table, a row as soon as its case has ended, and at the end how many differed: exit status 1.
-Each case has a home of its own; two machines are made as root alone, of namespaces.
+Each case has a home of its own; two machines are made as root alone, of namespaces. What must be done within seconds
+may take so many times longer as there are processes that want a core, for each core: the torture's, and what else ran
+on this machine in the minute before it.
 """
 
 import argparse
@@ -19,56 +22,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
-import httpx
-
-from tests.pipeline import wait_until
-from tests.s3_server import free_port
-from tests.torture.cases import VICTIMS, Bench, Case, Kill, Point, bench, fallen, kill_all_of, plan, run_chain
-from tests.torture.faults import FAULTS, MOSTLY_WAITING
-from tests.torture.programs import SUBJECTS, Subject, bench_of_programs, torture_program
+from tests.prefect_server import start_prefect
+from tests.torture.attempts import Point, kill_all_of
+from tests.torture.bench import Bench, benches
+from tests.torture.faults import ALSO_ON_KERAS, FAULTS, KERAS_ALONE, MOSTLY_WAITING
+from tests.torture.kills import Case, Kill, Tell, fallen, plan, run_chain
+from tests.torture.subjects import EPOCHS, SUBJECTS
 
 KILLS_IN_A_CHAIN = 8
+SHARE_OF_MNIST = 8 / 50
+"""Of the kills; a training with Keras takes so many times longer."""
+WAITING_AT_ONCE = 3
+"""Of the jobs that mostly wait; together they want a core."""
 ROUNDS = 3
 """After which no more chains are begun: those before fell, or were always too late."""
-KILLS = [f"{victim}, SIGKILL" for victim in VICTIMS]
-
-
-@contextlib.contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
-    """The address of a Prefect server's API, so that no run pays for a server of its own."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    home.mkdir()
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)],
-            env={**os.environ, "PREFECT_HOME": str(home)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-    def answers() -> bool:
-        assert server.poll() is None, (home / "server.log").read_text()
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{url}/health").status_code == 200
-        return False
-
-    try:
-        wait_until(answers, 120, "the Prefect server's answer")
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
 
 
 @contextlib.contextmanager
@@ -83,38 +56,42 @@ def busy_processes(count: int) -> Iterator[None]:
             one.wait()
 
 
-Tell = Callable[[Case], None]
-Job = Callable[[Bench, Tell], object]
+@dataclass(frozen=True)
+class Job:
+    """Cases that are run one after another."""
+
+    name: str
+    bench: Bench
+    run: Callable[[Bench, Tell], object]
+    mostly_waits: bool = False
 
 
-def chain_of_kills(chain: list[Kill]) -> Job:
-    return lambda bench, tell: run_chain(bench, chain, tell)
+def chain_of_kills(bench: Bench, number: int, chain: list[Kill]) -> Job:
+    return Job(f"kills-{number}", bench, lambda apart, tell: run_chain(apart, chain, tell))
 
 
-def fault(name: str, seconds: float) -> Job:
-    return lambda bench, tell: tell(FAULTS[name](bench, seconds))
+def fault(bench: Bench, name: str, options: argparse.Namespace) -> Job:
+    seconds = options.stop_seconds if name == "stopped" else options.seconds
+    return Job(name, bench, lambda apart, tell: tell(FAULTS[name](apart, seconds)), name in MOSTLY_WAITING)
 
 
-def program(subject: Subject, options: argparse.Namespace) -> Job:
-    return lambda bench, tell: torture_program(bench, subject, options.points, options.chains, tell)
+def run_all(jobs: list[Job], at_once: int, tell: Tell) -> None:
+    """Run so many jobs at once, and three of those that mostly wait; one that falls is a case that differs."""
 
+    def run(job: Job) -> None:
+        apart = job.bench.apart(job.name)
 
-def run_all(bench: Bench, jobs: Mapping[str, Job], waiting: Mapping[str, Job], at_once: int, tell: Tell) -> None:
-    """Run so many jobs at once, and one at a time of those that mostly wait; one that falls is a case that differs."""
+        def tell_of_subject(case: Case) -> None:
+            case.subject = job.bench.subject.name
+            tell(case)
 
-    def run(name: str, job: Job) -> None:
-        apart = bench.apart(name)
         try:
-            job(apart, tell)
+            job.run(apart, tell_of_subject)
         except Exception as error:
-            tell(fallen(name, error, apart.folder))
+            tell_of_subject(fallen(job.name, error, apart.folder))
 
-    with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(at_once) as pool:
-        running = [
-            executor.submit(run, name, job)
-            for executor, several in ((beside, waiting), (pool, jobs))
-            for name, job in several.items()
-        ]
+    with ThreadPoolExecutor(WAITING_AT_ONCE) as beside, ThreadPoolExecutor(at_once) as pool:
+        running = [(beside if job.mostly_waits else pool).submit(run, job) for job in jobs]
         try:
             for one in running:
                 one.result()
@@ -122,7 +99,8 @@ def run_all(bench: Bench, jobs: Mapping[str, Job], waiting: Mapping[str, Job], a
             for one in running:
                 one.cancel()
             while not all(one.done() for one in running):
-                kill_all_of(bench.folder)
+                for job in jobs:
+                    kill_all_of(job.bench.folder)
                 time.sleep(0.2)
             raise
 
@@ -145,10 +123,9 @@ class Tally:
         """How many disturbances there were."""
         return sum(case.times for case in self._cases if case.struck and not case.left_out)
 
-    @property
-    def kills(self) -> int:
-        """How many kills of the chains struck."""
-        return sum(case.struck for case in self._cases if case.what in KILLS)
+    def kills(self, subject: str) -> int:
+        """How many kills of its chains struck."""
+        return sum(case.struck for case in self._cases if case.is_kill and case.subject == subject)
 
     @property
     def different(self) -> int:
@@ -161,64 +138,93 @@ class Tally:
         return f"{len(self._cases)} cases, {self.struck} disturbances, {self.different} with a difference{without}"
 
 
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--on", choices=SUBJECTS, action="append", help="this program for all; may be repeated, examples are killed")
+    flag("--seed", type=int, default=0, help="which points, victims and delays are drawn")
+    flag("--kills", type=int, default=50, help="how many kills must strike")
+    flag("--only", choices=("kills", "faults"), help="leave the others out")
+    flag("--fault", choices=sorted(FAULTS), action="append", help="this fault; may be repeated")
+    flag("--seconds", type=float, default=60, help="how long a server is away")
+    flag("--stop-seconds", type=float, default=120, help="the longest time between SIGSTOP and SIGCONT")
+    flag("--moments", type=int, default=10, help="at how many drawn moments a fault strikes; on MNIST at a third")
+    flag("--at-once", type=int, default=2, help="how many cases run side by side; a core each")
+    flag("--busy", type=int, default=0, help="how many busy processes run beside them")
+    return parser.parse_args()
+
+
+def kills_wanted(options: argparse.Namespace) -> dict[str, int]:
+    """How many kills must strike, by subject."""
+    if options.only == "faults" or options.fault:
+        return {}
+    if options.on:
+        return dict.fromkeys(options.on, options.kills)
+    on_mnist = round(options.kills * SHARE_OF_MNIST)
+    return {"counter": options.kills - on_mnist, "mnist": on_mnist}
+
+
+def faults_wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """The names of faults and of the subjects that each strikes."""
+    names = options.fault or ([] if options.only == "kills" else list(FAULTS))
+    if options.on:
+        subjects = [name for name in options.on if SUBJECTS[name].epochs == EPOCHS]
+        return [(name, one) for name in names for one in subjects if one == "mnist" or name not in KERAS_ALONE]
+    keras = [(name, "mnist") for name in names if name in (*KERAS_ALONE, *ALSO_ON_KERAS)]
+    return keras + [(name, "counter") for name in names if name not in KERAS_ALONE]
+
+
+def torture(options: argparse.Namespace, load: float, tally: Tally) -> None:
+    """All that the command line asks for."""
+    kills, faults = kills_wanted(options), faults_wanted(options)
+    subjects = [SUBJECTS[name] for name in SUBJECTS if name in {*kills, *(subject for _, subject in faults)}]
+    drawn = {"seed": options.seed, "load": load}
+    with (
+        tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as folder,
+        contextlib.ExitStack() as stack,
+        busy_processes(options.busy),
+    ):
+        stack.callback(kill_all_of, Path(folder))
+        # With a home in that folder, it is among what is ended at the end.
+        api = start_prefect(Path(folder) / "prefect", PIPELINE_HOME=f"{folder}/prefect/home")
+        made = stack.enter_context(benches(Path(folder), api, subjects, **drawn))
+        sys.stdout.write("| on | what | when | what the user sees | differences |\n|---|---|---|---|---|\n")
+        few = -(-options.moments // 3) if not options.on else options.moments
+        moments = {name: few if name == "mnist" else options.moments for name in made}
+        jobs = [fault(replace(made[one], moments=moments[one]), name, options) for name, one in faults]
+        rng, decks = random.Random(options.seed), {name: list[Point]() for name in kills}
+        for _ in range(ROUNDS):
+            # A kill that came too late does not count, and is made up for.
+            for subject, wanted in kills.items():
+                for number, first in enumerate(range(tally.kills(subject), wanted, KILLS_IN_A_CHAIN)):
+                    length = min(KILLS_IN_A_CHAIN, wanted - first)
+                    chain = plan(rng, length, decks[subject], SUBJECTS[subject].epochs)
+                    jobs.append(chain_of_kills(made[subject], number, chain))
+            # First those that take longest.
+            run_all(sorted(jobs, key=lambda job: job.bench.subject.name != "mnist"), options.at_once, tally.tell)
+            jobs = []
+
+
 def main() -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("programs",), help="by default MNIST, killed and disturbed")
-    parser.add_argument("--program", choices=[one.name for one in SUBJECTS], action="append", help="this program alone")
-    parser.add_argument("--points", type=int, default=10, help="how many kills each program must survive in a run")
-    parser.add_argument("--chains", type=int, default=1, help="how many such runs of each program, other points each")
-    parser.add_argument("--seed", type=int, default=0, help="which points, victims and delays are drawn")
-    parser.add_argument("--kills", type=int, default=50, help="how many kills must strike")
-    parser.add_argument("--only", choices=("kills", "faults"), help="leave the others out")
-    parser.add_argument("--fault", choices=sorted(FAULTS), action="append", help="this fault; may be repeated")
-    parser.add_argument("--seconds", type=float, default=60, help="how long a server is away")
-    parser.add_argument("--stop-seconds", type=float, default=120, help="the longest time between SIGSTOP and SIGCONT")
-    parser.add_argument("--moments", type=int, default=10, help="at how many drawn moments a fault strikes")
-    parser.add_argument("--at-once", type=int, default=2, help="how many cases run side by side; a core each")
-    parser.add_argument("--busy", type=int, default=0, help="how many busy processes run beside them")
-    options = parser.parse_args()
-
+    options = arguments()
     os.environ |= {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "OBJECT_STORE_URI"):
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "OBJECT_STORE_URI", "MNIST_MIRRORS"):
         os.environ.pop(name, None)
     # Ended as by Ctrl-C: nothing that it has started stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     tally = Tally()
-    load = max(1.0, (options.at_once + 1 + options.busy) / (os.cpu_count() or 1))
-    rng, deck = random.Random(options.seed), list[Point]()
-    with (
-        tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as folder,
-        prefect_server(Path(folder) / "prefect") as api,
-        busy_processes(options.busy),
-        (
-            bench_of_programs(Path(folder), api, options.seed)
-            if options.what
-            else bench(Path(folder), api, seed=options.seed, moments=options.moments, load=load)
-        ) as made,
-    ):
-        sys.stdout.write("| what | when | what the user sees | differences |\n|---|---|---|---|\n")
-        faults = {
-            name: fault(name, options.stop_seconds if name == "stopped" else options.seconds)
-            for name in options.fault or ([] if options.only == "kills" or options.what else FAULTS)
-        }
-        kills = 0 if options.only == "faults" or options.fault or options.what else options.kills
-        jobs = {name: job for name, job in faults.items() if name not in MOSTLY_WAITING}
-        waiting = {name: job for name, job in faults.items() if name in MOSTLY_WAITING}
-        chosen = options.program or [one.name for one in SUBJECTS] if options.what else []
-        jobs |= {one.name: program(one, options) for one in SUBJECTS if one.name in chosen}
-        for _ in range(ROUNDS):
-            # A kill that came too late does not count, and is made up for.
-            for number, first in enumerate(range(tally.kills, kills, KILLS_IN_A_CHAIN)):
-                length = min(KILLS_IN_A_CHAIN, kills - first)
-                jobs[f"kills-{number}"] = chain_of_kills(plan(rng, length, deck))
-            run_all(made, jobs, waiting, options.at_once, tally.tell)
-            jobs, waiting = {}, {}
+    # Measured before anything of the torture runs: that is planned, and comes to it.
+    cores, own, others = os.cpu_count() or 1, options.at_once + 1 + options.busy, os.getloadavg()[0]
+    load = max(1.0, (own + others) / cores)
+    torture(options, load, tally)
     minutes = (time.monotonic() - started) / 60
-    sys.stdout.write(f"\n{tally}, {minutes:.0f} minutes, seed {options.seed}\n")
+    measured = f"load {load:.1f}: {own} of its own and {others:.1f} of others at its start, on {cores} cores"
+    sys.stdout.write(f"\n{tally}, {minutes:.0f} minutes, seed {options.seed}, {measured}\n")
     return 1 if tally.different else 0
 
 

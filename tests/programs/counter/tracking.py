@@ -7,9 +7,12 @@ import base64
 import json
 import os
 import time
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
+
+PATIENCE_SECONDS = 300.0
+"""How long MLflow may be away."""
 
 
 class Run(Protocol):
@@ -53,8 +56,20 @@ class HttpRun:
         return max((int(point.get("step", 0)) for point in points), default=0)
 
     def _ask(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
+        """What it answers, which is asked again while it is away; to log the same again changes nothing."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return self._answer(method, path, body)
+            except (OSError, HTTPException) as error:
+                if time.monotonic() > deadline:
+                    raise
+                print(f"no answer from MLflow ({error}), again in 1 s", flush=True)
+                time.sleep(1)
+
+    def _answer(self, method: str, path: str, body: str | None) -> dict[str, Any]:
         connect = HTTPSConnection if self._address.scheme == "https" else HTTPConnection
-        connection = connect(self._address.netloc, timeout=30)
+        connection = connect(self._address.netloc, timeout=10)
         headers = {"Content-Type": "application/json"}
         name, password, token = (os.environ.get(f"MLFLOW_TRACKING_{key}") for key in ("USERNAME", "PASSWORD", "TOKEN"))
         if name and password:
