@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import SmallDataset, small_pipeline, start_prefect
+from tests.conftest import SmallDataset, small_pipeline
 from tests.pipeline import (
     LONG,
     QUICK,
@@ -21,6 +21,7 @@ from tests.pipeline import (
     still_running,
     wait_until,
 )
+from tests.prefect_server import start_prefect
 
 pytestmark = pytest.mark.slow
 
