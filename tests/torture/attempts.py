@@ -80,8 +80,7 @@ class Attempt:
         self.process = pipeline.start(*flags)
         self._log = (pipeline.folder / "stderr.txt").open("rb")
         self._written = ""
-        self.epochs = 0, 0
-        """The first and the last that it told of."""
+        self._epochs = 0, 0
         self._reading = threading.Lock()
         self.last: tuple[int, dict[str, Any]] = (0, {})
         """What `wait` returned."""
@@ -95,8 +94,13 @@ class Attempt:
             if new := self._log.read().decode(errors="replace"):
                 self._written += new
                 told = [int(number) for number in re.findall(epoch_line(r"(\d+)"), self._written)]
-                self.epochs = min(told, default=0), max(told, default=0)
+                self._epochs = min(told, default=0), max(told, default=0)
             return self._written
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """The first and the last that it told of; 0 if there is none."""
+        return self._epochs if self.written else (0, 0)
 
     @property
     def is_over(self) -> bool:
@@ -120,7 +124,7 @@ class Attempt:
         """Whether it has come to the point, or was there already."""
         written = self.written
         if point.epoch:
-            return self.epochs[1] >= point.epoch
+            return self._epochs[1] >= point.epoch
         if point.line and re.search(point.line, written):
             return True
         return any(self._files(pattern) - self._there_before[pattern] for pattern in point.files)
