@@ -89,28 +89,6 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def share(path: Path) -> int:
-    """Hold the lock at `path` along with others, until the file descriptor that is returned is closed, or we die."""
-    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
-
-
-def is_shared(path: Path) -> bool:
-    """True if somebody alive shares the lock at `path`."""
-    try:
-        descriptor = _open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 def owner(path: Path) -> str:
     """The name of the user whom a file or folder belongs to."""
     number = path.stat().st_uid

@@ -24,7 +24,8 @@ from tests.ray_cluster import kill_all
 from tests.s3_server import free_port
 
 HEAD = "127.0.0.1"
-RAY_START = "ray start --min-worker-port=0 --max-worker-port=0 --object-store-memory=80000000 --disable-usage-stats"
+RAY_START = "export RAY_AUTH_MODE=token; ray start --min-worker-port=0 --max-worker-port=0"
+RAY_START += " --object-store-memory=80000000 --disable-usage-stats"
 
 
 PROGRAMS = ("ssh", "ssh-keygen", "sshd", "rsync", "unshare", "setpriv")
@@ -118,6 +119,7 @@ class SshMachine:
             "cluster_name": name,
             "provider": {"type": "local", "head_ip": HEAD, "worker_ips": []},
             "auth": {"ssh_user": "root", "ssh_private_key": str(self.key)},
+            "file_mounts": {"~/.ray/auth_token": str(self.folder / "token")},
             "head_start_ray_commands": ["ray stop", head],
             "worker_start_ray_commands": ["ray stop", f"{RAY_START} --address=$RAY_HEAD_IP:{port}"],
             **changes,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import SettingsError
-from infra.lock import hold, is_held, share
+from infra.lock import hold, is_held
 from infra.settings import load_settings, load_stack_settings
 from infra.stack.__main__ import _refuse_port_in_use, start
 from infra.stack.parts import all_parts, prepare
@@ -264,7 +264,7 @@ def test_the_home_of_another_person_is_told_with_its_owner(shared_folder: Path) 
     assert as_another_person(lambda: load_settings(given)).startswith("Settings(")
     lock = shared_folder / "home" / "locks" / "mine.lock"
     with hold(lock, on_wait=lambda _: None):
-        said = as_another_person(lambda: share(lock))
+        said = as_another_person(lambda: hold(lock, print).__enter__())
         assert said.startswith(f"SettingsError: The lock {lock} cannot be opened: {lock} belongs to root.\n")
         assert as_another_person(lambda: is_held(lock)) == "True"
     said = as_another_person(lambda: start(load_stack_settings(given)))

@@ -2,8 +2,8 @@
 
 python -m infra.compute list              this machine and the cluster of RAY_JOBS_URL or RAY_CLUSTER_FILE: its state,
                                           its nodes, the jobs of this pipeline and their leases
-python -m infra.compute release [--yes]   after asking, end the jobs that are still there, and take the cluster down if
-                                          this pipeline launched it
+python -m infra.compute release [--yes]   after asking, end the jobs that are still there, and take the cluster of
+                                          RAY_CLUSTER_FILE down
 """
 
 import infra.process_environment
@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from infra.addresses import without_secrets
@@ -66,35 +66,26 @@ def of_file(settings: Settings, release: bool, yes: bool) -> None:
 
     assert settings.ray_cluster_file is not None
     cluster = ClusterOfFile(settings.ray_cluster_file, settings)
-    try:
-        tunnel = cluster.look()
-    except ComputeUnavailable as error:
-        if not (release and cluster.is_ours):
-            raise
-        say(f"cluster {cluster.name}  ray  launched by this pipeline, and not to be reached: {error}")
-        tunnel = None
     what = f"cluster {cluster.name}  ray"
-    used = ", a flow uses it" if cluster.is_used else ""
-    if tunnel is None:
-        left = ", though its launch was begun here: what there is of it may cost" if cluster.is_ours else ""
-        say(f"{what}  down{left}{used}")
-        if release and cluster.is_ours and agreed(f"Take down what there is of cluster {cluster.name}?", yes):
-            cluster.take_down(say)
-            say(f"took down {cluster.name}")
-        return
-    ours = tunnel.token is not None
-    by = "launched by this pipeline" if ours else "launched by somebody else"
-    with closing(tunnel):
-        client = connect(tunnel.url, tunnel.token)
-        active = show(settings, client, f"{what}  up, {by}{used}")
-        todo = [f"end {len(active)} jobs, their checkpoints kept"] if active else []
-        todo += [f"take down cluster {cluster.name}"] if ours else []
-        if not (release and todo and agreed(f"{' and '.join(todo).capitalize()}?", yes)):
+    try:
+        state, tunnel = cluster.look()
+    except ComputeUnavailable as error:
+        if not release:
+            raise
+        state, tunnel = f"not to be reached: {error}", None
+    with closing(tunnel) if tunnel else nullcontext():
+        active: list[str] = []
+        if tunnel:
+            client = connect(tunnel.url, cluster.token)
+            active = show(settings, client, f"{what}  {state}")
+        else:
+            say(f"{what}  {state}")
+        todo = f"End {len(active)} jobs, their checkpoints kept, and t" if active else "T"
+        if not release or state == "down" or not agreed(f"{todo}ake down cluster {cluster.name}?", yes):
             return
-        end(settings, client, active)
-    if ours:
+        if tunnel:
+            end(settings, client, active)
         cluster.take_down(say)
-        say(f"took down {cluster.name}")
 
 
 def show(settings: Settings, client: Any, state: str) -> list[str]:
