@@ -59,7 +59,8 @@ def run_job(target: Compute, job: Job, audience: Audience) -> dict[str, float]:
         try:
             for text, told in _behind(known, ((without_secrets(text), event) for text, event in lines)):
                 log.write(text + "\n")
-                shown.add(text)
+                if "unseen" not in told:
+                    shown.add(text)
                 phases.saw(told)
                 if "epoch" in told:
                     EPOCHS.info("%s", text)

@@ -385,6 +385,27 @@ def test_the_model_of_a_training_that_had_no_epoch_left_is_of_the_last_step(stag
     assert output.step == 2
 
 
+LOGS_TO_MLFLOW = """
+import os, mlflow
+client = mlflow.MlflowClient()
+for epoch in (1, 2):
+    client.log_metric(os.environ["MLFLOW_RUN_ID"], "loss", 1 / epoch, step=epoch)
+    SAYS
+"""
+
+
+@pytest.mark.parametrize("says", ["pass", "print('one more epoch')"])
+def test_a_program_that_says_nothing_is_spoken_for_and_another_is_not(stage: Stage, says: str) -> None:
+    run_id = stage.start_run()
+    script = LOGS_TO_MLFLOW.replace("SAYS", says) + SAVES
+    alone = stage.ship({"train.py": script}, objective={"metric": "loss", "goal": "minimize"}, uses_mlflow=True)
+    lines = [line for line in stage.run(alone, stage.order(run_id)).splitlines() if line.startswith("step ")]
+    told = [(line.partition(EVENT)[0], json.loads(line.partition(EVENT)[2])) for line in lines]
+    assert [line for line, _ in told] == ["step 1  loss 1.0000", "step 2  loss 0.5000"]
+    assert [event["epoch"] for _, event in told] == [1, 2]
+    assert all(("unseen" in event) == (says != "pass") for _, event in told)
+
+
 def test_a_program_that_is_killed_before_it_begins_is_told_as_one_that_was_killed(tmp_path: Path) -> None:
     # In a process of its own, for it ends all that it finds below itself.
     script = (

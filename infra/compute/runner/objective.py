@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Event, Thread
 
@@ -22,10 +23,11 @@ STEPS_TOLD = 10
 class ObjectiveSteps:
     """Tells how far a program is that calls no `fit`, by the steps that MLflow has of its objective."""
 
-    def __init__(self, record: RunRecord, metric: str, epochs: int | None) -> None:
-        """`epochs` is how many steps there will be, if that is known."""
-        self._record, self._metric, self._epochs = record, metric, epochs
+    def __init__(self, record: RunRecord, metric: str, epochs: int | None, lines_passed: Callable[[], int]) -> None:
+        """`epochs` is how many steps there will be, if that is known; `lines_passed` tells what the program wrote."""
+        self._record, self._metric, self._epochs, self._lines_passed = record, metric, epochs, lines_passed
         self._last = max((step for key, step in record.logged if key == metric), default=-1)
+        self._passed = 0
         self._left, self._over = False, Event()
         self._thread = Thread(target=self._follow, name="steps", daemon=True)
         self._thread.start()
@@ -53,8 +55,12 @@ class ObjectiveSteps:
             points = self._record.client.get_metric_history(self._record.run_id, self._metric)
         new = {point.step: point.value for point in points if point.step > self._last}
         self._last = max((self._last, *new))
+        # A program that says something itself at each step needs no second line of ours.
+        speaks = {"unseen": True} if self._lines_passed() - self._passed >= len(new) else {}
         for step in sorted(new)[-STEPS_TOLD:]:
-            say(f"step {step}  {self._metric} {new[step]:.4f}", epoch=step, epochs=self._epochs)
+            say(f"step {step}  {self._metric} {new[step]:.4f}", epoch=step, epochs=self._epochs, **speaks)
+        if new:
+            self._passed = self._lines_passed()
 
 
 def log_objective(record: RunRecord, objective: Objective | None) -> None:

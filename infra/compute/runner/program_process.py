@@ -43,6 +43,8 @@ class ProgramProcess:
         self._latest: deque[str] = deque(maxlen=_LINES_REMEMBERED)
         self._ready, self._ended = Event(), Event()
         self._begins = self._all_read = False
+        self.lines_passed = 0
+        """How many lines the program has written, and we passed on."""
         self._reading, self._stopping = Lock(), Lock()
         order_read, self._order = os.pipe()
         events, events_write = os.pipe()
@@ -127,6 +129,7 @@ class ProgramProcess:
         if line.strip():
             self._latest.append(line)
         if self._begins:
+            self.lines_passed += 1
             say(line)
 
     def _read(self, events: int) -> None:

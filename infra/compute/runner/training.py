@@ -151,7 +151,10 @@ class Training:
         """Do what the program's events ask for until it has ended; raises unless it ended well."""
         epochs = {}
         objective = self._program.objective
-        steps = ObjectiveSteps(record, objective.metric, self._epochs) if objective else None
+        program = self._stage.started
+        steps = (
+            ObjectiveSteps(record, objective.metric, self._epochs, lambda: program.lines_passed) if objective else None
+        )
         while not isinstance(event := self._stage.inbox.get(), int):
             if isinstance(event, BaseException):
                 raise event
