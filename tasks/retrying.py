@@ -1,5 +1,6 @@
 """Which failures of a task are worth trying again."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from infra.errors import (
     TrainingFailed,
     UsageError,
 )
+
+LOGGER = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -50,9 +53,10 @@ def is_worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
 
 
 def once_repaired(step: Callable[[], T], repair: Callable[[], object]) -> T:
-    """What `step` returns; should it refuse the data, done again after `repair`."""
+    """What `step` returns; should it refuse the data, done again after `repair`, with a line that says so."""
     try:
         return step()
     except DatasetCorrupted:
+        LOGGER.warning("The stored data set is damaged: it is sent again from its source, and the step repeated")
         repair()
         return step()
