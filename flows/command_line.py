@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from flows.prefect_server import check_reachable
+from flows.prefect_server import check_reachable, server_of_its_own
 from infra import terminal
 from infra.addresses import without_secrets
 from infra.errors import PipelineError, UsageError
@@ -125,13 +125,7 @@ def _run(act: Callable[[], Any], show: Any, given: argparse.Namespace) -> int:
 
 def outcome_of(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> Any:
     """What the flow returned or raised, even if Prefect's server, at the end, is away, hangs, or has lost the run."""
-    server = None
-    if PREFECT_API_URL.value() is None:
-        # The whole server, and most of Prefect, is imported.
-        from flows.temporary_server import TemporaryServer, check_disk
-
-        check_disk()
-        server = TemporaryServer()
+    server = server_of_its_own()
     run = _Run(flow)
     retries = {PREFECT_CLIENT_MAX_RETRIES: 1} if server else {}  # If it has died, it does not come back.
     try:

@@ -1,7 +1,9 @@
-"""The Prefect server of a run that names one: asked before anything is paid for.
+"""The Prefect server of a run: one that is named is asked before anything is paid for, else it gets one of its own.
 
 Prefect's own client asks for 30 s a server that is away, and for minutes one that hangs, and then names no reason.
 """
+
+from typing import TYPE_CHECKING
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -11,6 +13,9 @@ from infra.addresses import without_secrets
 from infra.errors import PrefectUnreachable
 from infra.proxies import through_proxy
 from tasks.cancellation import ANSWER_SECONDS, ask, told_by_prefect
+
+if TYPE_CHECKING:
+    from flows.temporary_server import TemporaryServer
 
 
 def check_reachable(timeout_seconds: float = ANSWER_SECONDS) -> None:
@@ -38,3 +43,17 @@ def check_reachable(timeout_seconds: float = ANSWER_SECONDS) -> None:
 def _ask() -> None:
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
         client.raise_for_api_version_mismatch_once()
+
+
+def server_of_its_own() -> "TemporaryServer | None":
+    """The server of a run that names none, which ends with this process; None if one is named.
+
+    It starts when it is first asked. Raises `SettingsError` if there is no room for it.
+    """
+    if PREFECT_API_URL.value() is not None:
+        return None
+    # The whole server, and most of Prefect, is imported.
+    from flows.temporary_server import TemporaryServer, check_disk
+
+    check_disk()
+    return TemporaryServer()

@@ -38,6 +38,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.form import compared_with_form
+from flows.prefect_server import check_reachable, server_of_its_own
 from flows.preflight import announce, head_start, preflight
 from flows.program_preflight import EXPERIMENT_NAME, prepare, wanted_of
 from flows.reporting import StepSeconds, TrainingReport, publish_report
@@ -162,6 +163,8 @@ def train(
     named = data if isinstance(data, Mapping) else {}
     given = [f"{name}={place}" for name, place in named.items()] if named else [] if data is None else [str(data)]
     texts: dict[str, Value] = {name: str(value) for name, value in (parameters or {}).items()}
+    check_reachable()
+    server_of_its_own()
     with epochs_alone():
         report: TrainingReport = train_program(program=Path(program), data=given, parameters=texts, **options)
     return report

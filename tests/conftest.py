@@ -136,6 +136,12 @@ def our_loggers_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def a_command_s_end_is_not_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test calls a command as a function, its own process goes on, which a command would end in 2 s."""
+    monkeypatch.setattr("infra.terminal._end_within", lambda seconds, status: None)
+
+
+@pytest.fixture(autouse=True)
 def environment_as_it_was() -> Iterator[None]:
     """What a test does to the environment of its process is undone with it."""
     with environment_unchanged():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ArgumentError
+from infra.errors import ArgumentError, ProgramInvalid
 from tasks.program import read_program
 from tasks.program_sources import Sources, key_packages, module_distributions, read_sources
 
@@ -270,5 +270,5 @@ def test_the_key_names_what_the_sources_import_or_what_the_mlproject_says(tmp_pa
     (tmp_path / "MLproject").write_text("key_packages: [numpy]\nentry_points: {main: {command: python train.py}}")
     assert list(key_packages(read_program(tmp_path), sources)) == ["python", "numpy"]
     (tmp_path / "MLproject").write_text("key_packages: [nmpy]\nentry_points: {main: {command: python train.py}}")
-    with pytest.raises(ArgumentError, match="names nmpy, which is not installed"):
+    with pytest.raises(ProgramInvalid, match="names nmpy, which is not installed"):
         key_packages(read_program(tmp_path), sources)

@@ -288,7 +288,7 @@ def test_a_head_that_does_not_let_us_in_is_told_and_nothing_is_left(
         compute.provision(lambda line: None)
     assert len(str(raised.value).splitlines()) < 10
     compute.release()
-    assert launching.machine.processes() == []
+    launching.wait_until_nothing_runs()
 
 
 def test_a_file_that_turns_the_token_off_is_not_launched(launching: Launching) -> None:

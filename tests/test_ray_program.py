@@ -15,7 +15,7 @@ from tests import ray_cluster
 from tests.pipeline import ROOT, Pipeline, descendants
 from tests.wheels import Wheels
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 EPOCHS = 60
 FASHION = ROOT / "examples" / "fashion"

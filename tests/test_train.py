@@ -1,8 +1,6 @@
 """A program of a person's own through the whole flow, as the person starts it, on real parts."""
 
-import asyncio
 import json
-import logging
 import os
 import shutil
 import signal
@@ -15,10 +13,7 @@ import httpx
 import mlflow
 import numpy as np
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.reporting import TrainingReport
-from flows.train import train
 from tests.pipeline import ROOT, Pipeline, descendants, still_running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -132,35 +127,33 @@ def test_a_killed_training_is_continued_to_the_same_weights(
         assert (model["weights"] == weights).all()
 
 
-def test_a_cell_of_a_notebook_shows_a_line_an_epoch_and_the_report(
-    place: Pipeline, prefect_api: str, outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
-    for name, value in place.environment.items():
-        monkeypatch.setenv(name, value)
+CELL = """
+import asyncio
+from flows.train import train
 
-    async def cell() -> TrainingReport:  # A notebook's loop runs while a cell does.
-        return train(
-            program=place.folder / "counter",
-            data=place.folder / "points",
-            parameters={"epochs": 2},
-            model_name="from-python",
-            output_dir=place.folder / "from-python",
-        )
+async def cell():  # The loop of a notebook runs while a cell does.
+    return train(program={program!r}, data={data!r}, parameters={{"epochs": 2}}, output_dir="model")
 
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
-        logging.getLogger().addHandler(console := logging.StreamHandler(sys.stderr))
-        try:
-            report = asyncio.run(cell())
-        finally:
-            logging.getLogger().removeHandler(console)
-    printed, logged = capfd.readouterr()
-    assert [line.partition("  val_accuracy 0.")[0] for line in printed.splitlines()] == ["step 1", "step 2"]
-    assert logged == ""
-    assert not report.reused
-    shown = report._repr_markdown_()
-    assert "# from-python version 1" in shown
-    assert "data:image/svg+xml" in shown
-    assert (place.folder / "from-python" / "weights.npz").is_file()
+print(asyncio.run(cell())._repr_markdown_())
+"""
+
+
+def test_a_cell_of_a_notebook_shows_a_line_an_epoch_and_the_report(place: Pipeline, tmp_path: Path) -> None:
+    # In a folder of the person's own, where nothing of ours is configured, and without a Prefect server.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PIPELINE_HOME": str(tmp_path / "home")}
+    environment["PREFECT_HOME"] = str(tmp_path / "prefect")
+    environment.pop("PREFECT_API_URL", None)
+    cell = CELL.format(program=str(place.folder / "counter"), data=str(place.folder / "points"))
+    command = [sys.executable, "-c", cell]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, second, *shown = done.stdout.splitlines()
+    assert [line.partition("  val_accuracy 0.")[0] for line in (first, second)] == ["step 1", "step 2"]
+    assert shown[0].startswith("# counter version 1")
+    assert "data:image/svg+xml" in shown[-1]
+    assert done.stderr == ""
+    assert (tmp_path / "model" / "weights.npz").is_file()
+    assert (tmp_path / "prefect" / "temporary-server.log").is_file()
 
 
 def test_a_script_takes_its_arguments_as_they_stand(place: Pipeline, flags: list[str]) -> None:
