@@ -4,6 +4,7 @@ A terminal sends its signals to all processes that were started in it. Whatever 
 therefore started in a session of its own, and ends with the command by the end of a pipe.
 """
 
+import atexit
 import os
 import select
 import signal
@@ -32,6 +33,7 @@ closed: set[str] = set()
 _told: list["Stopped"] = []
 _seconds_when_told: list[float] = []
 _out_of_time: list[bool] = []
+_at_end: list[Callable[[], object]] = []
 
 
 class Stopped(KeyboardInterrupt):
@@ -119,6 +121,12 @@ def limit_when_told(seconds: float) -> None:
         limit(seconds)
 
 
+def at_end(action: Callable[[], object]) -> None:
+    """Do this when the process ends, also where its way out takes too long and is cut short."""
+    atexit.register(action)
+    _at_end.append(action)
+
+
 def interruptible() -> None:
     """Let signals interrupt `main` again, after a library has put a reaction of its own in place."""
     _react(_raise_stopped)
@@ -182,6 +190,9 @@ def _has_lost_its_reader(descriptor: int) -> bool:
 def _end_within(seconds: float, status: int) -> None:
     # The interpreter's way out waits for every thread, and one may be in the middle of a call that nobody needs.
     time.sleep(seconds)
+    for action in _at_end:
+        with suppress(Exception):
+            action()
     os._exit(status)
 
 

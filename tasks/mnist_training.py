@@ -1,9 +1,8 @@
 """The training of the digit classifier: the program that ships with the pipeline, on a data set of the catalog."""
 
-import atexit
 import logging
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -12,6 +11,7 @@ from infra.errors import ArgumentError, ModelMismatch, SettingsError
 from infra.experiment_tracker import Run
 from infra.scratch import make_folder, remove_folder
 from infra.settings import PROJECT_ROOT, Settings
+from infra.terminal import at_end
 from tasks.dataset_catalog import DatasetDescription
 from tasks.program import read_program
 from tasks.program_scores import ProgramScores
@@ -48,7 +48,7 @@ def _bundled(sha256: str, hyperparameters: Hyperparameters, dataset: str, settin
     asked = Asked({name: str(value) for name, value in hyperparameters.model_dump().items()})
     try:
         bundle = make_folder(settings.scratch_folder)
-        atexit.register(remove_folder, bundle)
+        at_end(partial(remove_folder, bundle))
         return program_training(read_program(PROGRAM), asked, {dataset: ""}, bundle, settings)
     except OSError as error:
         raise SettingsError(

@@ -1,5 +1,6 @@
 """The pipeline as a person starts it: its own process, in a home of its own."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -139,7 +140,12 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that are alive; a zombie is not."""
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # It ends between the two questions.
+            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
 
 
 def assert_stopped(
