@@ -1,8 +1,8 @@
 """The Prefect server of a run that names none: it ends after the run, and never before.
 
 Prefect starts it as a child like any other: Ctrl-C in a terminal would end it before the flow, which then asks it for
-minutes for leave to end; and after a `kill -9` of the flow it would stay. What goes wrong in it shows in the terminal
-of the run, as if it were the run's.
+minutes for leave to end; and after a `kill -9` of the flow it would stay. What goes wrong in it would show in the
+terminal of the run, as if it were the run's: it has a log of its own.
 """
 
 import os

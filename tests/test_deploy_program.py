@@ -127,7 +127,7 @@ def test_a_second_call_renews_the_deployment_and_another_programs_is_left_alone(
         ({"parameters": {"epocs": 3}}, "('epocs' was unexpected)"),
         ({"program": "/elsewhere"}, "was expected"),
         ({"seed": -1}, "-1 is less than the minimum of 0"),
-        ({"sede": 1}, "'sede'"),
+        ({"sede": 1}, "'sede' does not match any"),
     ],
 )
 def test_a_wrong_value_is_refused_with_words_and_makes_no_run(

@@ -41,6 +41,15 @@ def server(shared_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server
 
 
 @pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server with the bucket `bucket` that a test may stop and kill."""
+    with s3_server(tmp_path / "s3", "bucket") as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
 def bucket(server: S3Server, request: pytest.FixtureRequest) -> str:
     """A bucket of this test's own."""
     name = f"b{abs(hash(request.node.nodeid))}"
@@ -383,88 +392,76 @@ def test_an_upload_in_parts_that_was_killed_counts_for_nothing_and_is_freed(buck
 
 @pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_of_parts_is_told_and_the_next_attempt_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_server: S3Server
 ) -> None:
     file = source(tmp_path / "file", os.urandom(40 * MIB))
-    with s3_server(tmp_path / "s3", "bucket") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        store = ObjectStore("s3://bucket/p")
-        with pytest.raises(ObjectStoreUnreachable) as told:
-            store.put_files([("file", file)], lambda count: server.kill())
-        assert server.endpoint in str(told.value)
-        server.start()
-        assert store.sizes("") == {}
-        store.put_files([("file", file)], lambda count: None)
-        assert store.get_bytes("file") == file.path.read_bytes()
+    store = ObjectStore("s3://bucket/p")
+    with pytest.raises(ObjectStoreUnreachable) as told:
+        store.put_files([("file", file)], lambda count: own_server.kill())
+    assert own_server.endpoint in str(told.value)
+    own_server.start()
+    assert store.sizes("") == {}
+    store.put_files([("file", file)], lambda count: None)
+    assert store.get_bytes("file") == file.path.read_bytes()
 
 
 @pytest.mark.slow
 def test_a_server_that_dies_and_comes_back_at_once_is_no_more_than_a_pause(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_server: S3Server
 ) -> None:
     files = [(f"p/{n}", source(tmp_path / str(n), os.urandom(MIB))) for n in range(40)]
-    with s3_server(tmp_path / "s3", "bucket") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        sent: list[int] = []
+    sent: list[int] = []
 
-        def break_once(count: int) -> None:
-            sent.append(count)
-            if len(sent) == 10:
-                server.kill()
-                server.start()
+    def break_once(count: int) -> None:
+        sent.append(count)
+        if len(sent) == 10:
+            own_server.kill()
+            own_server.start()
 
-        ObjectStore("s3://bucket").put_files(files, break_once)
-        assert ObjectStore("s3://bucket").sizes("p") == {str(n): MIB for n in range(40)}
+    ObjectStore("s3://bucket").put_files(files, break_once)
+    assert ObjectStore("s3://bucket").sizes("p") == {str(n): MIB for n in range(40)}
 
 
 @pytest.mark.slow
 def test_a_large_file_is_begun_again_at_a_server_that_has_lost_what_it_had_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_server: S3Server
 ) -> None:
     file = source(tmp_path / "file", os.urandom(40 * MIB))
-    with s3_server(tmp_path / "s3", "bucket") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        sent: list[int] = []
+    sent: list[int] = []
 
-        def break_once(count: int) -> None:
-            sent.append(count)
-            if len(sent) == 1:
-                server.kill()
-                server.start()
+    def break_once(count: int) -> None:
+        sent.append(count)
+        if len(sent) == 1:
+            own_server.kill()
+            own_server.start()
 
-        store = ObjectStore("s3://bucket")
-        store.put_files([("p/file", file)], break_once)
-        assert store.get_bytes("p/file") == file.path.read_bytes()
+    store = ObjectStore("s3://bucket")
+    store.put_files([("p/file", file)], break_once)
+    assert store.get_bytes("p/file") == file.path.read_bytes()
     assert min(sent) < 0, "what was lost is taken back"
     assert sum(sent) == 40 * MIB
 
 
 @pytest.mark.slow
 def test_a_part_that_a_busy_server_takes_long_over_is_waited_for_and_not_sent_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Sent again while its first copy is still being written, it counts as done, and the upload ends in InvalidPart.
     monkeypatch.setitem(remote_store._S3_CONFIG, "read_timeout", 1)
     monkeypatch.setitem(remote_store._S3_CONFIG, "retries", {"total_max_attempts": 1})
     file = source(tmp_path / "file", os.urandom(40 * MIB))
-    with s3_server(tmp_path / "s3", "bucket") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        sent: list[int] = []
+    sent: list[int] = []
 
-        def be_busy_once(count: int) -> None:
-            sent.append(count)
-            if len(sent) == 1:
-                server.stop()
-                threading.Timer(4, server.go_on).start()
+    def be_busy_once(count: int) -> None:
+        sent.append(count)
+        if len(sent) == 1:
+            own_server.stop()
+            threading.Timer(4, own_server.go_on).start()
 
-        store = ObjectStore("s3://bucket")
-        store.put_files([("p/file", file)], be_busy_once)
-        assert min(sent) > 0
-        assert store.sizes("p") == {"file": 40 * MIB}
+    store = ObjectStore("s3://bucket")
+    store.put_files([("p/file", file)], be_busy_once)
+    assert min(sent) > 0
+    assert store.sizes("p") == {"file": 40 * MIB}
 
 
 @pytest.mark.slow

@@ -70,8 +70,8 @@ def test_a_run_ends_well_whatever_becomes_of_its_temporary_server(pipeline: Pipe
         assert word not in pipeline.log
     if fault != "wiped":
         assert pipeline.log.count("Prefect does not know that this run ended well: ") == 1
-    if fault == "hangs":
-        assert "No answer from Prefect's server for 1" in pipeline.log
+    if fault != "killed":  # On a busy machine its end may take as long.
+        assert ("No answer from Prefect's server for 1" in pipeline.log) == (fault == "hangs")
     wait_until(lambda: not still_running([server]), 10, "the server's end")
     if fault == "wiped":
         again = pipeline.run(*QUICK, "--epochs=60")
