@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.torture import machines, services, signals
-from tests.torture.attempts import Attempt, Point, epoch_line, living, wait_until_all_ended
+from tests.torture.attempts import Attempt, Point, cell, ends_of_tracebacks, epoch_line, living, wait_until_all_ended
 from tests.torture.bench import Bench
 from tests.torture.facts import store_folder
 from tests.torture.kills import Case, compared, ended_well, expect
@@ -26,7 +26,10 @@ def memory_limit(bench: Bench, seconds: float) -> Case:
     status, _ = attempt.wait()
     case = Case("memory limit on the program", "before epoch 1", attempt.said())
     expect(case, status == 1, f"exit status {status}, expected 1")
-    case.differences += attempt.tracebacks
+    # Which of its allocations fails decides how the program ends: at once, or with a traceback, which is its own output
+    # and comes as its other lines do.
+    ours = "\n".join(line for line in attempt.written.splitlines() if "| INFO " not in line)
+    case.differences += [cell(f"the user saw a traceback: {end}") for end in ends_of_tracebacks(ours)]
     return compared(bench, pipeline, case)
 
 

@@ -15,8 +15,8 @@ from tests.small_dataset import write_catalog, write_small_dataset
 EPOCHS = 30
 """Of the subjects that faults strike, each of about 0.1 s, so that a kill can fall into any of them."""
 
-LARGE_BYTES = 6_000_000
-"""More than 5 MiB, which S3 is sent in parts."""
+LARGE_BYTES = 25_000_000
+"""Sent to S3 in parts, of 5 MiB, which take long enough to be seen."""
 
 
 @dataclass(frozen=True)
