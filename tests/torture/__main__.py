@@ -175,6 +175,13 @@ def faults_wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
     return keras + [(name, "counter") for name in names if name not in KERAS_ALONE]
 
 
+def heed_signals() -> None:
+    """React to those of a terminal, for what is started does as we do: in the background of a shell we ignore them."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def torture(options: argparse.Namespace, load: float, tally: Tally) -> None:
     """All that the command line asks for."""
     kills, faults = kills_wanted(options), faults_wanted(options)
@@ -216,6 +223,7 @@ def main() -> int:
         os.environ.pop(name, None)
     # Ended as by Ctrl-C: nothing that it has started stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heed_signals()
     started = time.monotonic()
     tally = Tally()
     # Measured before anything of the torture runs: that is planned, and comes to it.
