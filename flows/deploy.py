@@ -32,8 +32,9 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 from flows.form import completed
-from infra.settings import PROJECT_ROOT, StackSettings, load_settings, load_stack_settings
+from infra.settings import PROJECT_ROOT, load_settings
 from infra.stack.parts import WORK_POOL, WORK_POOL_TEMPLATE
+from infra.stack.settings import StackSettings, load_stack_settings
 from tasks.dataset_catalog import read_catalog
 
 ZOMBIE_SECONDS = 300

@@ -93,21 +93,43 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             "Name another folder."
         )
     store = _store(env.get("OBJECT_STORE_URI") or str(home / "object-store"))
-    tracking = (
-        _address("MLFLOW_TRACKING_URI", env.get("MLFLOW_TRACKING_URI", ""))
-        or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+    tracking = _tracking(env.get("MLFLOW_TRACKING_URI", ""), home)
+    catalog = _folder("DATASET_CATALOG", env.get("DATASET_CATALOG") or str(PROJECT_ROOT / "tasks" / "datasets.toml"))
+    if not catalog.is_file():
+        raise SettingsError(f"DATASET_CATALOG is {catalog}, and there is no such file.")
+    jobs_url, cluster_file = _cluster(env)
+    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
+    prefect = env.get("PREFECT_API_URL") or None
+    _refuse_unusable_proxies(
+        MLFLOW_TRACKING_URI=tracking, PREFECT_API_URL=prefect, RAY_JOBS_URL=jobs_url, AWS_ENDPOINT_URL=endpoint
     )
+    _refuse_logins(tracking, store)
+    return Settings(
+        home=home,
+        object_store_uri=store,
+        mlflow_tracking_uri=tracking,
+        prefect_api_url=prefect,
+        dataset_mirrors=tuple(_mirrors(env.get("MNIST_MIRRORS", ""))),
+        dataset_catalog=catalog,
+        object_store_endpoint=endpoint,
+        ray_jobs_url=jobs_url,
+        ray_cluster_file=cluster_file,
+    )
+
+
+def _tracking(given: str, home: Path) -> str:
+    tracking = _address("MLFLOW_TRACKING_URI", given) or f"{_SQLITE}{home / 'mlflow' / 'mlflow.db'}"
     if not is_http(tracking) and not tracking.startswith(_DATABASES):
         raise SettingsError(
             f"MLFLOW_TRACKING_URI is {without_secrets(tracking)!r}, which is neither an MLflow server (http://, "
             "https://)\nnor a database (sqlite:///, postgresql://, mysql://). MLflow's folder store cannot hold\n"
             "registered models with aliases. Correct it, or unset it to use a database under PIPELINE_HOME."
         )
-    if tracking.startswith(_SQLITE):
-        tracking = _absolute_database(tracking)
-    catalog = _folder("DATASET_CATALOG", env.get("DATASET_CATALOG") or str(PROJECT_ROOT / "tasks" / "datasets.toml"))
-    if not catalog.is_file():
-        raise SettingsError(f"DATASET_CATALOG is {catalog}, and there is no such file.")
+    return _absolute_database(tracking) if tracking.startswith(_SQLITE) else tracking
+
+
+def _cluster(env: Mapping[str, str]) -> tuple[str | None, Path | None]:
+    """The dashboard of a Ray cluster, or the file that one is launched from."""
     jobs_url = env.get("RAY_JOBS_URL") or None
     if jobs_url and not is_http(jobs_url):
         raise SettingsError(
@@ -122,20 +144,20 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             "RAY_JOBS_URL and RAY_CLUSTER_FILE are both set, and each names the cluster to train on.\nUnset one: "
             "RAY_JOBS_URL for a cluster that exists, RAY_CLUSTER_FILE for one that is launched where it is not up."
         )
-    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
-    prefect = env.get("PREFECT_API_URL") or None
-    for variable, address in (
-        ("MLFLOW_TRACKING_URI", tracking),
-        ("PREFECT_API_URL", prefect),
-        ("RAY_JOBS_URL", jobs_url),
-        ("AWS_ENDPOINT_URL", endpoint),
-    ):
+    return jobs_url, cluster_file
+
+
+def _refuse_unusable_proxies(**addresses: str | None) -> None:
+    for variable, address in addresses.items():
         if address and (proxy := left_out_proxy(address)):
             raise SettingsError(
                 f"{variable} is {without_secrets(address)}, which is to be reached through the proxy {proxy}.\n"
                 "Only http:// and https:// proxies can be used. Name one in HTTPS_PROXY and HTTP_PROXY, or name the "
                 "host in NO_PROXY."
             )
+
+
+def _refuse_logins(tracking: str, store: str) -> None:
     for variable, address, instead in (
         ("MLFLOW_TRACKING_URI", tracking if is_http(tracking) else "", "MLFLOW_TRACKING_USERNAME, or _TOKEN"),
         ("OBJECT_STORE_URI", store, "its client's own variables, for fsspec FSSPEC_<SCHEME>_USERNAME and _PASSWORD"),
@@ -145,17 +167,6 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
                 f"{variable} is {without_secrets(address)}, with a login that would be kept with every run.\n"
                 f"Leave it out of the address, and put it into {instead}."
             )
-    return Settings(
-        home=home,
-        object_store_uri=store,
-        mlflow_tracking_uri=tracking,
-        prefect_api_url=prefect,
-        dataset_mirrors=tuple(_mirrors(env.get("MNIST_MIRRORS", ""))),
-        dataset_catalog=catalog,
-        object_store_endpoint=endpoint,
-        ray_jobs_url=jobs_url,
-        ray_cluster_file=cluster_file,
-    )
 
 
 _LOGINS = {
@@ -253,131 +264,6 @@ def _refuse_home_of_another(home: Path) -> None:
             "Set it to a folder of your own. What several people share has an address: OBJECT_STORE_URI, "
             "MLFLOW_TRACKING_URI."
         )
-
-
-@dataclass(frozen=True)
-class StackSettings:
-    """Where the stack's servers listen, and where they keep their state."""
-
-    home: Path
-    prefect_port: int
-    mlflow_port: int
-    store_port: int
-    postgres_programs: Path | None
-    """The folder of PostgreSQL's programs. None: the newest of those that are installed."""
-    failure_notification_url: str | None = field(repr=False)
-    """A chat's incoming webhook, to tell of failed runs; a secret. None: nobody is told."""
-    public_urls: Mapping[str, str]
-    """Where people and other machines reach a server, by its name, if not at its port on loopback."""
-
-    @property
-    def folder(self) -> Path:
-        """Everything that the servers keep."""
-        return self.home / "stack"
-
-    @property
-    def postgres_folder(self) -> Path:
-        """PostgreSQL's files and its socket."""
-        return self.folder / "postgres"
-
-    @property
-    def temporary_folder(self) -> Path:
-        """The parts' own: in that of the machine, packages meet the files of its other users."""
-        return self.folder / "tmp"
-
-    @property
-    def lock(self) -> Path:
-        """Held while the stack runs."""
-        return self.folder / "stack.lock"
-
-    @property
-    def prefect_pages_folder(self) -> Path:
-        """The files of Prefect's UI, as its server puts them there."""
-        return self.folder / "prefect-pages"
-
-    @property
-    def supervisor_configuration(self) -> Path:
-        """Written at each start; `supervisorctl -c` takes it."""
-        return self.folder / "supervisord.conf"
-
-    @property
-    def environment_path(self) -> Path:
-        """A shell file to source, mode 0600."""
-        return self.home / "stack.env"
-
-    @property
-    def ports(self) -> dict[str, int]:
-        """The port of each server that has one."""
-        return {"prefect": self.prefect_port, "mlflow": self.mlflow_port, "store": self.store_port}
-
-    @property
-    def prefect_url(self) -> str:
-        """Prefect's UI."""
-        return self._url("prefect")
-
-    @property
-    def prefect_api_url(self) -> str:
-        """Prefect's API."""
-        return f"{self.prefect_url}/api"
-
-    @property
-    def mlflow_url(self) -> str:
-        """MLflow's UI and API."""
-        return self._url("mlflow")
-
-    @property
-    def store_url(self) -> str:
-        """The S3 endpoint."""
-        return self._url("store")
-
-    def addresses(self, name: str) -> tuple[str, ...]:
-        """Every address by which a server may be called: its port on loopback, then what stands for it elsewhere."""
-        return tuple(dict.fromkeys((self.loopback_url(name), self._url(name))))
-
-    def loopback_url(self, name: str) -> str:
-        """Where a server listens."""
-        return f"http://127.0.0.1:{self.ports[name]}"
-
-    def _url(self, name: str) -> str:
-        return self.public_urls.get(name) or self.loopback_url(name)
-
-
-def load_stack_settings(environment: Mapping[str, str] | None = None) -> StackSettings:
-    """The settings of the stack on this machine. Raises `SettingsError` naming the variable and its value."""
-    env = os.environ if environment is None else environment
-    programs = Path(env["STACK_POSTGRES_BIN"]).expanduser().absolute() if env.get("STACK_POSTGRES_BIN") else None
-    if programs and not (programs / "postgres").is_file():
-        raise SettingsError(
-            f"STACK_POSTGRES_BIN is {programs}, and there is no program postgres in it.\n"
-            "Name the folder in which postgres, initdb and pg_isready are, or unset it."
-        )
-    return StackSettings(
-        home=load_settings({"PIPELINE_HOME": env.get("PIPELINE_HOME", "")}).home,
-        prefect_port=_port(env, "STACK_PREFECT_PORT", 4200),
-        mlflow_port=_port(env, "STACK_MLFLOW_PORT", 5000),
-        store_port=_port(env, "STACK_STORE_PORT", 9000),
-        postgres_programs=programs,
-        failure_notification_url=env.get("STACK_FAILURE_NOTIFICATION_URL") or None,
-        public_urls={name: _root(env, f"STACK_{name.upper()}_URL") for name in ("prefect", "mlflow", "store")},
-    )
-
-
-def _root(env: Mapping[str, str], variable: str) -> str:
-    given = env.get(variable, "").rstrip("/")
-    # As browsers write an origin, which is compared with it.
-    if given and not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?", given):
-        raise SettingsError(
-            f"{variable} is {without_secrets(given)!r}, which is not the root of a server as browsers name it:\n"
-            "https://name or https://name:port, in lower case, no path. Correct it, or unset it."
-        )
-    return given
-
-
-def _port(env: Mapping[str, str], variable: str, default: int) -> int:
-    given = env.get(variable) or str(default)
-    if not given.isdecimal() or not 0 < int(given) < 65_536:
-        raise SettingsError(f"{variable} is {given!r}, which is no TCP port (1 to 65535).")
-    return int(given)
 
 
 _SQLITE = "sqlite:///"

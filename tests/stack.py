@@ -20,8 +20,9 @@ import httpx
 import psutil
 
 from infra.experiment_tracker import ExperimentTracker, Run
-from infra.settings import Settings, StackSettings, load_settings, load_stack_settings
+from infra.settings import Settings, load_settings
 from infra.stack.parts import all_parts, client_environment
+from infra.stack.settings import StackSettings, load_stack_settings
 from tasks.cancellation import life_file
 from tests.pipeline import QUICK, descendants, wait_until
 from tests.s3_server import free_port

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import SettingsError
-from infra.settings import load_stack_settings
 from infra.stack import postgres
+from infra.stack.settings import load_stack_settings
 from tests.pipeline import ROOT
 from tests.stack import POSTGRES_OF_WHEEL
 

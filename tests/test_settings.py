@@ -11,7 +11,8 @@ import pytest
 from infra.addresses import is_loopback, split_login, without_secrets
 from infra.errors import SettingsError, TrackerError
 from infra.experiment_tracker import ExperimentTracker
-from infra.settings import load_settings, load_stack_settings, move_logins
+from infra.settings import load_settings, move_logins
+from infra.stack.settings import load_stack_settings
 from tests.conftest import ROOT
 
 WORD = "pass/w0rd"

@@ -16,9 +16,10 @@ import pytest
 
 from infra.errors import SettingsError
 from infra.lock import hold, is_held
-from infra.settings import load_settings, load_stack_settings
+from infra.settings import load_settings
 from infra.stack.__main__ import _refuse_port_in_use, start
 from infra.stack.parts import all_parts, prepare
+from infra.stack.settings import load_stack_settings
 from tests.pipeline import descendants, still_running, wait_until
 from tests.stack import ROOT, SECONDS_TO_STOP, Stack
 

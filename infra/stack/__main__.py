@@ -33,9 +33,10 @@ from supervisor.supervisord import Supervisor
 
 from infra.errors import PipelineError, SettingsError, UsageError
 from infra.lock import hold, is_held, owner
-from infra.settings import StackSettings, child_environment, load_stack_settings, set_variables
+from infra.settings import child_environment, set_variables
 from infra.stack import log
 from infra.stack.parts import all_parts, prepare
+from infra.stack.settings import StackSettings, load_stack_settings
 
 PATIENCE_SECONDS = 60
 """A part that waits longer for another says so, and goes on waiting."""

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from infra.settings import PROJECT_ROOT, StackSettings
+from infra.settings import PROJECT_ROOT
 from infra.stack import postgres
+from infra.stack.settings import StackSettings
 
 WORK_POOL = "this-machine"
 WORK_POOL_TEMPLATE = Path(__file__).with_name("work_pool.json")

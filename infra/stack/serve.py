@@ -13,9 +13,10 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.importer import import_from_string
 
-from infra.settings import StackSettings, child_environment, load_stack_settings, set_variables
+from infra.settings import child_environment, set_variables
 from infra.stack.guard import Guard
 from infra.stack.parts import MLFLOW_KEY
+from infra.stack.settings import StackSettings, load_stack_settings
 
 PATIENCE_SECONDS = 3
 """For open connections when it is to end; pages keep theirs for ever."""
