@@ -150,9 +150,13 @@ class Claims:
 
 
 class Lease:
-    """A lease that this process has, as long as nobody has taken it over."""
+    """A lease that this process has, as long as nobody has taken it over.
 
-    def __init__(self, store: ObjectStore, name: str, claimant: str, seconds: float) -> None:
+    `CLAIMANT.NAME` gives the claim a name: what a dead one of this name has left running may go on, for its lease is
+    there all the while. After `seconds` without a sign of life others may take it over.
+    """
+
+    def __init__(self, store: ObjectStore, name: str, claimant: str, seconds: float = SECONDS) -> None:
         self._store, self._lease = store, name
         self.claimant, _, self._token = claimant.partition(".")
         self.name = ""
@@ -315,21 +319,12 @@ class Lease:
 
 @contextmanager
 def hold_lease(
-    store: ObjectStore,
-    name: str,
-    claimant: str,
-    on_wait: Callable[[str], None],
-    seconds: float = SECONDS,
-    wait: Callable[[float], None] = time.sleep,
+    lease: Lease, on_wait: Callable[[str], None], wait: Callable[[float], None] = time.sleep
 ) -> Iterator[Lease]:
-    """Hold the lease `name` for `claimant`, who holds a lock of this machine for it already; wait for who has it.
+    """Hold the lease, whose claimant holds a lock of this machine for it already; wait for who has it.
 
-    `CLAIMANT.NAME` gives the claim a name: what a dead one of this name has left running may go on, for its lease is
-    there all the while.
-    `on_wait` is told once who that is; `wait` waits some seconds, and gives up if it raises. After `seconds` without a
-    sign of life others may take the lease over. Raises `ObjectStoreError`.
+    `on_wait` is told once who that is; `wait` waits some seconds, and gives up if it raises. Raises `ObjectStoreError`.
     """
-    lease = Lease(store, name, claimant, seconds)
     try:
         lease.acquire(on_wait, wait)
         yield lease

@@ -14,7 +14,7 @@ from hashlib import file_digest
 from pathlib import Path
 from re import fullmatch
 from socket import gaierror
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from infra.addresses import is_http, without_secrets
@@ -86,17 +86,22 @@ def file_address(mirror: str, name: str) -> str:
     return f"{mirror.rstrip('/')}/{name}"
 
 
+class MirrorFile(NamedTuple):
+    """A file, where it is, and how long it may take."""
+
+    address: str
+    size: int
+    sha256: str
+    limits: Limits = DEFAULT_LIMITS
+
+
 def fetch_file(
-    address: str,
+    file: MirrorFile,
     target: Path,
-    size: int,
-    sha256: str,
-    *,
     check: Callable[[Path], None] = lambda path: None,
     report: Callable[[int], None] = lambda have: None,
-    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
-    """Bring the file at `address` to `target`, which appears whole and checked or not at all.
+    """Bring the file to `target`, which appears whole and checked or not at all.
 
     What has arrived lies beside it as `NAME.part`; one that an earlier process left is continued.
     The caller sees to it that no two processes work on one target at a time. `check` may raise on what
@@ -107,9 +112,9 @@ def fetch_file(
     """
     part = target.with_name(target.name + PART_SUFFIX)
     for clean in (False, True):
-        resumed = _receive(address, part, size, report, limits)
+        resumed = _receive(file, part, report)
         try:
-            _check_digest(part, sha256)
+            _check_digest(part, file.sha256)
             break
         except MirrorMismatch:
             part.unlink()
@@ -124,8 +129,9 @@ def fetch_file(
     part.replace(target)
 
 
-def _receive(address: str, part: Path, size: int, report: Callable[[int], None], limits: Limits) -> bool:
-    """Ask until `part` has `size` bytes; true if it was put together from more than one answer."""
+def _receive(file: MirrorFile, part: Path, report: Callable[[int], None]) -> bool:
+    """Ask until `part` has as many bytes; true if it was put together from more than one answer."""
+    _, size, _, limits = file
     deadline = time.monotonic() + limits.file_seconds
     resumed = _size(part) > 0
     answered = False
@@ -138,9 +144,9 @@ def _receive(address: str, part: Path, size: int, report: Callable[[int], None],
             time.sleep(limits.pause_seconds * 2 ** (attempt - 1))
             resumed = resumed or _size(part) > 0
         try:
-            with _open(address, _size(part), size, limits) as (start, chunks):
+            with _open(file, _size(part)) as source:
                 answered = True
-                _append(part, start, chunks, size, deadline, report)
+                _append(part, source, size, deadline, report)
             return resumed
         except (MirrorUnreachable, MirrorInterrupted) as error:
             answered = answered or isinstance(error, MirrorInterrupted)
@@ -152,9 +158,8 @@ def _receive(address: str, part: Path, size: int, report: Callable[[int], None],
     raise MirrorInterrupted(f"{last}; {_size(part):,} of {size:,} bytes are here, attempt {attempt + 1}") from last
 
 
-def _append(
-    part: Path, start: int, chunks: Iterator[bytes], size: int, deadline: float, report: Callable[[int], None]
-) -> None:
+def _append(part: Path, source: Source, size: int, deadline: float, report: Callable[[int], None]) -> None:
+    start, chunks = source
     have = start
     report(have)  # Which may raise, ahead of a change to a file that is another's by now.
     with part.open("ab") as file:
@@ -190,19 +195,21 @@ def _looks(path: Path) -> str:
         return " (it begins like a web page)" if file.read(1) == b"<" else ""
 
 
-def _open(address: str, offset: int, size: int, limits: Limits) -> AbstractContextManager[Source]:
+def _open(file: MirrorFile, offset: int) -> AbstractContextManager[Source]:
+    address = file.address
     if is_http(address):
-        return _open_http(address, offset, size, limits)
+        return _open_http(file, offset)
     if "://" in address:
         raise SettingsError(_not_an_address(address, f"{address.partition('://')[0]} is not spoken here"))
     return _open_file(address, offset)
 
 
 @contextmanager
-def _open_http(address: str, offset: int, size: int, limits: Limits) -> Iterator[Source]:
+def _open_http(file: MirrorFile, offset: int) -> Iterator[Source]:
     # Not fsspec's HTTP file system: it neither resumes nor stops at a size.
     import httpx
 
+    address, size, _, limits = file
     if proxy := left_out_proxy(address):
         raise MirrorUnreachable(f"the proxy {proxy} cannot be used: only http:// and https:// proxies can")
     way = through_proxy(address)

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from infra.experiment_tracker import ExperimentTracker, Version
-from infra.lease import claimant, hold_lease
+from infra.lease import Lease, claimant, hold_lease
 from infra.lock import hold
 from infra.services import Services
 
@@ -65,6 +65,15 @@ class Move:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "moment": self.moment.isoformat()}
+
+
+class Grounds(NamedTuple):
+    """Why the champion changes."""
+
+    by: str
+    reason: str
+    decision: str
+    """The file on the version's run that tells more."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ def registry_lock(services: Services, model_name: str) -> Iterator[None]:
     locks = services.settings.locks_folder
     with (
         hold(locks / f"registry-{model_name}.lock", on_wait),
-        hold_lease(services.store, lease, claimant(locks), on_wait),
+        hold_lease(Lease(services.store, lease, claimant(locks)), on_wait),
     ):
         yield
 
@@ -143,15 +152,12 @@ def champions(moves: list[Move], start: datetime, end: datetime) -> list[Move]:
     return before[-1:] + [move for move in moved if start < move.moment <= end]
 
 
-def move_champion(
-    tracker: ExperimentTracker, version: Version, previous: Version | None, by: str, reason: str, decision: str
-) -> None:
-    """Make `version` champion and `previous` the previous champion, with a record that says who and why.
-
-    `decision` is the file on the version's run that tells more.
-    """
-    move = _new_move(tracker, version.name, version.version, _number(previous), by, reason, "moving", decision)
-    _carry_out(tracker, version.name, move)
+def move_champion(tracker: ExperimentTracker, version: Version, previous: Version | None, grounds: Grounds) -> None:
+    """Make `version` champion and `previous` the previous champion, with a record that says who and why."""
+    now = datetime.now(UTC)
+    by, reason, decision = grounds
+    move = Move(now, version.version, _number(previous), by, reason, "moving", decision)
+    _carry_out(tracker, version.name, _begun(tracker, version.name, move))
 
 
 def settle(tracker: ExperimentTracker, model_name: str) -> None:
@@ -167,7 +173,7 @@ def settle(tracker: ExperimentTracker, model_name: str) -> None:
     recorded = next((move.version for move in reversed(moves) if move.state == "moved"), None)
     if champion != recorded:
         reason = "found so: the alias was moved without a record"
-        _new_move(tracker, model_name, champion, recorded, _OUTSIDE, reason, "moved", None)
+        _begun(tracker, model_name, Move(datetime.now(UTC), champion, recorded, _OUTSIDE, reason, "moved"))
 
 
 def _carry_out(tracker: ExperimentTracker, model_name: str, move: Move) -> None:
@@ -184,21 +190,11 @@ def _number(version: Version | None) -> int | None:
     return version.version if version else None
 
 
-def _new_move(
-    tracker: ExperimentTracker,
-    model_name: str,
-    version: int | None,
-    previous: int | None,
-    by: str,
-    reason: str,
-    state: Literal["moving", "moved"],
-    decision: str | None,
-) -> Move:
-    moves = history(tracker, model_name)
-    now = datetime.now(UTC)
+def _begun(tracker: ExperimentTracker, model_name: str, move: Move) -> Move:
+    """The move as it was written into the history, at its end."""
     # Later than the last one, even if the clock of the machine that wrote it is ahead: the order is what counts.
-    moment = max(now, moves[-1].moment + timedelta(microseconds=1)) if moves else now
-    move = Move(moment, version, previous, by, reason, state, decision)
+    if moves := history(tracker, model_name):
+        move = replace(move, moment=max(move.moment, moves[-1].moment + timedelta(microseconds=1)))
     _write(tracker, model_name, move)
     return move
 

@@ -3,7 +3,7 @@
 from infra.errors import ArgumentError, PromotionRefused
 from infra.experiment_tracker import ExperimentTracker, Version
 from infra.services import Services
-from tasks.champion import CHAMPION, DECISION, PREVIOUS_CHAMPION, move_champion, registry_lock, settle
+from tasks.champion import CHAMPION, DECISION, PREVIOUS_CHAMPION, Grounds, move_champion, registry_lock, settle
 from tasks.registry.decision import GATE, GATE_DECISION, OUTCOME, record
 from tasks.registry.version import check_intact
 
@@ -49,7 +49,7 @@ def promote(
         sentence = f"Version {version.version} became champion{place}: {how} by hand of {person}{although}"
         facts = {GATE: None, "by": person, "although_refused": refusal}
         file = record(tracker, version, champion, facts, sentence)
-        move_champion(tracker, version, champion, person, sentence, file)
+        move_champion(tracker, version, champion, Grounds(person, sentence, file))
     return sentence
 
 

@@ -9,7 +9,7 @@ from infra.services import Services
 from tasks.checkpoints import discard_checkpoints
 from tasks.gate import GateRules
 from tasks.handoffs import ModelVersion, TrainingRun
-from tasks.registration import CompareModels, register
+from tasks.registration import CompareModels, Judge, register
 from tasks.retrying import is_worth_a_retry
 
 
@@ -24,7 +24,7 @@ def register_model(
     run: TrainingRun, model_name: str, rules: GateRules, compare: CompareModels, services: Services
 ) -> ModelVersion:
     """The version of `model_name` that was made from this run, see `register`."""
-    version = register(run.run_id, model_name, rules, compare, str(flow_run.id), services)
+    version = register(run.run_id, model_name, Judge(rules, compare, str(flow_run.id)), services)
     # Not before: until the version exists, a rerun may have to continue this very run.
     discard_checkpoints(services.store, version.run_id)
     return ModelVersion(version.name, version.version, version.run_id)

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import PipelineError
 from infra.experiment_tracker import Run, Version
 from infra.scratch import temporary_folder
 from infra.services import Services
-from tasks.champion import CHAMPION, DECISION, history, move_champion, registry_lock, settle
+from tasks.champion import CHAMPION, DECISION, Grounds, history, move_champion, registry_lock, settle
 from tasks.gate import Decision, GateRules, decide, decide_by_objective
 from tasks.registry.comparison import Comparison
 from tasks.registry.decision import GATE, GATE_DECISION, GATE_FLOW_RUN, OUTCOME, facts, record, sentence, tags
@@ -25,13 +26,22 @@ CompareModels = Callable[[Mapping[str, Path], Run], Comparison]
 items. A `PipelineError` says why not."""
 
 
-def register(
-    run_id: str, model_name: str, rules: GateRules, compare: CompareModels, flow_run_id: str, services: Services
-) -> Version:
+@dataclass(frozen=True)
+class Judge:
+    """How it is decided about a version."""
+
+    rules: GateRules
+    compare: CompareModels
+    """Called if it comes to that by the rules."""
+    flow_run_id: str
+    """Of Prefect; kept with the decision."""
+
+
+def register(run_id: str, model_name: str, judge: Judge, services: Services) -> Version:
     """The version of `model_name` that was made from the run, and decided about: a new one, or the one that exists.
 
-    `compare` is called if it comes to that by the `rules`. Raises `RunNotRegistrable` if the run is not FINISHED or
-    lacks what a version must have. Whatever else keeps the two from being compared leaves the champion in its place.
+    Raises `RunNotRegistrable` if the run is not FINISHED or lacks what a version must have. Whatever else keeps the two
+    from being compared leaves the champion in its place.
     """
     tracker = services.tracker
     run = tracker.get_run(run_id)
@@ -44,8 +54,8 @@ def register(
             LOGGER.info("Registered run %s as version %d of %s", run_id, version.version, model_name)
         else:
             LOGGER.info("Run %s is version %d of %s already", run_id, version.version, model_name)
-        if _is_open(version, rules):
-            _decide_and_move(version, run, rules, compare, flow_run_id, services)
+        if _is_open(version, judge.rules):
+            _decide_and_move(version, run, judge, services)
     return version
 
 
@@ -62,10 +72,8 @@ def _is_open(version: Version, rules: GateRules) -> bool:
     )
 
 
-def _decide_and_move(
-    version: Version, run: Run, rules: GateRules, compare: CompareModels, flow_run_id: str, services: Services
-) -> None:
-    tracker = services.tracker
+def _decide_and_move(version: Version, run: Run, judge: Judge, services: Services) -> None:
+    tracker, rules = services.tracker, judge.rules
     # The decision's files first, then the gate's tags, then the aliases or, if they stay, the tag that ends it: killed
     # before the move has begun, the next call decides again; after that, `settle` has ended what is decided here.
     for _ in range(ATTEMPTS):
@@ -73,16 +81,16 @@ def _decide_and_move(
         if champion and champion.version == version.version:
             told = history(tracker, version.name)[-1].reason
             break
-        decision = _decide(version, run, champion, rules, compare, services)
+        decision = _decide(version, run, champion, judge, services)
         told = sentence(version, champion, decision)
         file = record(tracker, version, champion, facts(rules, decision, run, version, champion), told)
-        by_gate = {GATE_DECISION: told, GATE_FLOW_RUN: flow_run_id}
+        by_gate = {GATE_DECISION: told, GATE_FLOW_RUN: judge.flow_run_id}
         tracker.set_version_tags(version, tags(rules, decision, run, champion) | by_gate)
         if decision.outcome != "promoted":
             break
         now = tracker.version_by_alias(version.name, CHAMPION)
         if (now and now.version) == (champion and champion.version):
-            move_champion(tracker, version, champion, f"the gate, run {version.run_id}", told, file)
+            move_champion(tracker, version, champion, Grounds(f"the gate, run {version.run_id}", told, file))
             LOGGER.info("%s", told)
             return
         LOGGER.info("The champion has changed meanwhile: %s is compared with the new one", version.uri)
@@ -93,9 +101,7 @@ def _decide_and_move(
     LOGGER.info("%s", told)
 
 
-def _decide(
-    version: Version, run: Run, champion: Version | None, rules: GateRules, compare: CompareModels, services: Services
-) -> Decision:
+def _decide(version: Version, run: Run, champion: Version | None, judge: Judge, services: Services) -> Decision:
     if run.tags.get("dataset_sample_of"):
         return Decision("kept", f"it was made from {run.tags['dataset']}, a sample")
     try:
@@ -104,11 +110,12 @@ def _decide(
                 fetch_registered(services.tracker, run, scratch / "challenger")
                 return Decision("promoted", "there was none")
             other = services.tracker.get_run(champion.run_id)
-            if decided := _decided_without_scores(version, run, other, rules):
+            if decided := _decided_without_scores(version, run, other, judge.rules):
                 return decided
             fetch_registered(services.tracker, run, scratch / "challenger")
             fetch_registered(services.tracker, other, scratch / "champion")
-            return decide(compare({name: scratch / name for name in ("champion", "challenger")}, run), rules)
+            models = {name: scratch / name for name in ("champion", "challenger")}
+            return decide(judge.compare(models, run), judge.rules)
     except (PipelineError, OSError) as error:
         return Decision("not compared", f"{type(error).__name__}: {error}")
 

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from infra.compute import Compute, Job, program_sha256
 from infra.errors import ArgumentError, PipelineError
 from infra.experiment_tracker import ExperimentTracker
-from infra.lease import claimant, hold_lease
+from infra.lease import Lease, claimant, hold_lease
 from infra.lock import hold
 from infra.services import Services
 from infra.settings import Settings
@@ -58,7 +58,7 @@ def train_model(
         if reused := _finished(request, services):
             return reused
         who = claimant(settings.locks_folder) + (f".{target.job_identity}" if target.job_identity else "")
-        with hold_lease(services.store, lease_name(key), who, on_wait) as lease:
+        with hold_lease(Lease(services.store, lease_name(key), who), on_wait) as lease:
             if lease.waited and (reused := _finished(request, services)):
                 return reused
             _tell_what_differs(request, services)

@@ -24,7 +24,7 @@ from tasks.program import read_program
 from tasks.program_scores import ProgramScores
 from tasks.programs.mnist.digits.hyperparameters import Hyperparameters
 from tasks.promote_version import promote
-from tasks.registration import register
+from tasks.registration import Judge, register
 from tasks.registry.version import version_tags
 from tests.small_dataset import describe, entries
 
@@ -102,7 +102,7 @@ class Registry:
         self, run_id: str, rules: GateRules, machine: Compute | None = None, flow_run_id: str = "some"
     ) -> Version:
         """Register the run in a flow run; the version as it is afterwards."""
-        register(run_id, MODEL, rules, self.scores(machine or self.machine), flow_run_id, self.services)
+        register(run_id, MODEL, Judge(rules, self.scores(machine or self.machine), flow_run_id), self.services)
         return self.version_of(run_id)
 
     def scores(self, machine: Compute) -> ProgramScores:

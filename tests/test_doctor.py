@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.doctor import examine
-from infra.lease import Claims, claimant, hold_lease
+from infra.lease import Claims, Lease, claimant, hold_lease
 from infra.lock import hold
 from infra.object_store import ObjectStore
 from tasks.training_runs import close_orphans
@@ -79,7 +79,7 @@ def test_a_run_without_a_living_owner_is_closed_and_others_are_left_alone(tmp_pa
 
     with (
         hold(locks / f"training-{'b' * 16}.lock", on_wait=lambda holder: None),
-        hold_lease(store, f"training-{'c' * 16}", "other", lambda holder: None, 0.5) as lease,
+        hold_lease(Lease(store, f"training-{'c' * 16}", "other", 0.5), lambda holder: None) as lease,
     ):
         tracker.set_tags(elsewhere, {"lease": lease.name})
         closed = close_orphans(pipeline.services, "keras-mnist")

@@ -21,10 +21,10 @@ from tests.s3_server import S3Server, s3_server
 
 HOLD_ONE = """
 import sys
-from infra.lease import hold_lease
+from infra.lease import Lease, hold_lease
 from infra.errors import LeaseLost
 from infra.object_store import ObjectStore
-with hold_lease(ObjectStore(sys.argv[1]), "training", sys.argv[2], print, float(sys.argv[3])) as lease:
+with hold_lease(Lease(ObjectStore(sys.argv[1]), "training", sys.argv[2], float(sys.argv[3])), print) as lease:
     print("has it", flush=True)
     sys.stdin.readline()
     try:
@@ -98,11 +98,11 @@ def other_process(store: ObjectStore, who: str, seconds: float) -> Iterator[subp
 
 
 def test_who_is_alone_has_it_for_one_put_and_one_list(store: ObservedStore) -> None:
-    with hold_lease(store, "training", "a", nobody) as lease:
+    with hold_lease(Lease(store, "training", "a"), nobody) as lease:
         assert store.asked == ["put", "list"]
         assert store.uri in lease.uri
         lease.check()
-        with hold_lease(store, "another", "b", nobody):
+        with hold_lease(Lease(store, "another", "b"), nobody):
             pass
     assert store.sizes("leases") == {}
 
@@ -114,7 +114,7 @@ def test_of_many_at_once_one_has_it_at_a_time_and_all_get_it(store: ObservedStor
 
     def machine(who: str) -> None:
         start.wait()
-        with hold_lease(ObjectStore(store.uri), "training", who, waited.append, seconds=3):
+        with hold_lease(Lease(ObjectStore(store.uri), "training", who, seconds=3), waited.append):
             inside.append(who)
             assert inside == [who]
             time.sleep(0.1)
@@ -129,7 +129,7 @@ def test_of_many_at_once_one_has_it_at_a_time_and_all_get_it(store: ObservedStor
 
 
 def test_a_claim_can_be_seen_in_every_moment_in_which_it_is_renewed(store: ObservedStore) -> None:
-    with hold_lease(ObjectStore(store.uri), "training", "a", nobody, seconds=0.06) as lease:
+    with hold_lease(Lease(ObjectStore(store.uri), "training", "a", seconds=0.06), nobody) as lease:
         claims = Claims(store)
         for _ in range(400):
             assert list(claims.of("training")) == [lease.name]
@@ -143,14 +143,14 @@ def test_a_killed_holder_is_followed_by_its_own_machine_at_once_and_by_others_wh
     with other_process(store, "a", seconds) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with hold_lease(store, "training", "a", nobody, seconds) as lease:
+    with hold_lease(Lease(store, "training", "a", seconds), nobody) as lease:
         assert lease.follows("a.an-earlier-one")
     with other_process(store, "a", seconds) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
     began = time.monotonic()
     told: list[str] = []
-    with hold_lease(store, "training", "b", told.append, seconds) as lease:
+    with hold_lease(Lease(store, "training", "b", seconds), told.append) as lease:
         assert time.monotonic() - began >= seconds
         assert lease.follows("a.an-earlier-one")
         assert not lease.follows("c.one-never-seen-here")
@@ -171,7 +171,7 @@ def test_a_claim_of_the_same_name_is_there_all_the_while(store: ObservedStore) -
             deleted.append(key)
             super().delete(key)
 
-    with hold_lease(Watched(store.uri), "training", "a.the-job", nobody, seconds=0.06) as lease:
+    with hold_lease(Lease(Watched(store.uri), "training", "a.the-job", seconds=0.06), nobody) as lease:
         assert lease.uri.endswith("/training.a.the-job")
         claims = Claims(store)
         wait_until(lambda: len(deleted) > 3, 10, "signs of life")
@@ -188,7 +188,7 @@ def test_a_claim_of_the_same_name_is_there_all_the_while(store: ObservedStore) -
     with other_process(store, "a.the-job", 60) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with hold_lease(store, "training", "a", nobody):
+    with hold_lease(Lease(store, "training", "a"), nobody):
         assert "a.the-job" not in Claims(store).of("training")
 
 
@@ -204,14 +204,14 @@ def test_a_living_holder_is_waited_for_longer_than_a_lease_lasts(store: Observed
                 assert process.poll() is None
                 process.communicate("\n")
 
-        with hold_lease(store, "training", "b", lambda holder: None, 1.0, look):
+        with hold_lease(Lease(store, "training", "b", 1.0), lambda holder: None, look):
             assert looks >= 20
 
 
 def test_who_was_stopped_too_long_learns_that_another_has_taken_over(store: ObservedStore) -> None:
     with other_process(store, "a", 1.0) as process:
         process.send_signal(signal.SIGSTOP)
-        with hold_lease(store, "training", "b", lambda holder: None, 1.0) as lease:
+        with hold_lease(Lease(store, "training", "b", 1.0), lambda holder: None) as lease:
             process.send_signal(signal.SIGCONT)
             said, _ = process.communicate("\n")
             assert "another one has taken it over" in said

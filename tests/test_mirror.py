@@ -12,6 +12,7 @@ import pytest
 from infra.errors import SettingsError
 from infra.mirror import (
     Limits,
+    MirrorFile,
     MirrorInterrupted,
     MirrorMismatch,
     MirrorRefused,
@@ -41,7 +42,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def fetch(server: HttpServer, target: Path, limits: Limits = LIMITS) -> None:
-    fetch_file(server.address + "file", target, len(DATA), SHA256, limits=limits)
+    fetch_file(MirrorFile(server.address + "file", len(DATA), SHA256, limits), target)
 
 
 def names(target: Path) -> list[str]:
@@ -50,7 +51,7 @@ def names(target: Path) -> list[str]:
 
 def test_a_file_arrives_whole_in_one_request(server: HttpServer, target: Path) -> None:
     seen: list[int] = []
-    fetch_file(server.address + "file", target, len(DATA), SHA256, report=seen.append, limits=LIMITS)
+    fetch_file(MirrorFile(server.address + "file", len(DATA), SHA256, LIMITS), target, report=seen.append)
     assert target.read_bytes() == DATA
     assert names(target) == ["file"]
     assert server.requests_for("file") == [None]
@@ -74,7 +75,7 @@ def test_a_server_without_ranges_sends_the_file_again_after_a_break(server: Http
         if have == 300_000:
             server.behaviour["file"] = server_keeps_refusing_ranges
 
-    fetch_file(server.address + "file", target, len(DATA), SHA256, report=then_behave, limits=LIMITS)
+    fetch_file(MirrorFile(server.address + "file", len(DATA), SHA256, LIMITS), target, report=then_behave)
     assert target.read_bytes() == DATA
     assert server.requests_for("file") == [None, "bytes=300000-"]
     assert server.sent == 300_000 + len(DATA)
@@ -135,7 +136,7 @@ def test_what_the_check_refuses_is_not_kept(server: HttpServer, target: Path) ->
         raise MirrorMismatch("is not what it should be")
 
     with pytest.raises(MirrorMismatch, match="not what it should be"):
-        fetch_file(server.address + "file", target, len(DATA), SHA256, check=refuse, limits=LIMITS)
+        fetch_file(MirrorFile(server.address + "file", len(DATA), SHA256, LIMITS), target, check=refuse)
     assert names(target) == []
 
 
@@ -195,7 +196,7 @@ def test_a_redirect_is_followed_but_not_in_a_circle(server: HttpServer, target: 
     assert target.read_bytes() == DATA
     server.behaviour["file"] = Behaviour(status=302, location=server.address + "file")
     with pytest.raises(MirrorRefused, match="redirects without end"):
-        fetch_file(server.address + "file", target.with_name("again"), len(DATA), SHA256, limits=LIMITS)
+        fetch_file(MirrorFile(server.address + "file", len(DATA), SHA256, LIMITS), target.with_name("again"))
 
 
 def test_a_server_that_is_briefly_overloaded_is_asked_again(server: HttpServer, target: Path) -> None:
@@ -242,16 +243,16 @@ def test_a_server_that_dies_for_good_in_the_middle_counts_as_interrupted(tmp_pat
                 dying.stop()
 
         with pytest.raises(MirrorInterrupted, match=r"refused the connection .*; 300,000 of 1,000,000 bytes"):
-            fetch_file(dying.address + "file", tmp_path / "file", len(DATA), SHA256, report=die, limits=LIMITS)
+            fetch_file(MirrorFile(dying.address + "file", len(DATA), SHA256, LIMITS), tmp_path / "file", report=die)
     assert (tmp_path / "file.part").read_bytes() == DATA[:300_000]
 
 
 def test_nobody_there_is_unreachable_at_once(target: Path) -> None:
     started = time.monotonic()
     with refusing() as address, pytest.raises(MirrorUnreachable, match="refused the connection"):
-        fetch_file(address + "file", target, len(DATA), SHA256)
+        fetch_file(MirrorFile(address + "file", len(DATA), SHA256), target)
     with pytest.raises(MirrorUnreachable, match="no such name"):
-        fetch_file("http://mirror.invalid/file", target, len(DATA), SHA256)
+        fetch_file(MirrorFile("http://mirror.invalid/file", len(DATA), SHA256), target)
     assert time.monotonic() - started < 5
     assert names(target) == []
 
@@ -272,7 +273,7 @@ def test_a_folder_of_this_machine_is_a_mirror(tmp_path: Path, target: Path, form
     (folder / "file").write_bytes(DATA)
     target.with_name("file.part").write_bytes(part)
     mirror = str(folder) if form == "path" else folder.as_uri()
-    fetch_file(file_address(mirror, "file"), target, len(DATA), SHA256)
+    fetch_file(MirrorFile(file_address(mirror, "file"), len(DATA), SHA256), target)
     assert target.read_bytes() == DATA
     assert names(target) == ["file"]
 
@@ -280,19 +281,19 @@ def test_a_folder_of_this_machine_is_a_mirror(tmp_path: Path, target: Path, form
 def test_a_folder_that_lacks_the_file_or_holds_another_does_not_match(tmp_path: Path, target: Path) -> None:
     folder = tmp_path / "mirror"
     with pytest.raises(MirrorRefused, match="there is no such file"):
-        fetch_file(file_address(str(folder), "file"), target, len(DATA), SHA256)
+        fetch_file(MirrorFile(file_address(str(folder), "file"), len(DATA), SHA256), target)
     folder.mkdir()
     for wrong, reason in ((DATA[:-1], "truncated"), (DATA + b"x", "sends more"), (DATA[::-1], "SHA-256")):
         (folder / "file").write_bytes(wrong)
         with pytest.raises(MirrorMismatch, match=reason):
-            fetch_file(file_address(str(folder), "file"), target, len(DATA), SHA256)
+            fetch_file(MirrorFile(file_address(str(folder), "file"), len(DATA), SHA256), target)
         assert names(target) == []
 
 
 @pytest.mark.parametrize("mirror", ["s3://bucket/folder", "http:///folder", "https://host:port/folder"])
 def test_an_address_that_cannot_be_opened_is_a_wrong_setting(target: Path, mirror: str) -> None:
     with pytest.raises(SettingsError, match=r"cannot be opened"):
-        fetch_file(file_address(mirror, "file"), target, len(DATA), SHA256)
+        fetch_file(MirrorFile(file_address(mirror, "file"), len(DATA), SHA256), target)
 
 
 @pytest.mark.parametrize(

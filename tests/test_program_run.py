@@ -10,7 +10,7 @@ from infra.compute.local_process import LocalProcess
 from infra.compute.runner.manifest import MANIFEST, manifest_bytes
 from infra.errors import ArgumentError, ComputeUnavailable, DatasetCorrupted, PipelineError, TrainingFailed
 from infra.experiment_tracker import ExperimentTracker
-from infra.lease import hold_lease
+from infra.lease import Lease, hold_lease
 from infra.object_store import ObjectStore
 from infra.settings import load_settings
 from tasks.handoffs import Dataset
@@ -93,7 +93,7 @@ def test_the_cause_of_a_run_whose_data_are_refused_is_the_reason(machine: LocalP
     here = LocalProcess(settings.scratch_folder, "cpu", {"MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri})
     with (
         pytest.raises(DatasetCorrupted),
-        hold_lease(store, "training", "here", lambda holder: None) as lease,
+        hold_lease(Lease(store, "training", "here"), lambda holder: None) as lease,
         closing_run(tracker, run_id, lease),
     ):
         list(ProgramRun(here, Job(training.shipped, training.command_for(attempt))).lines())

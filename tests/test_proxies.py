@@ -11,7 +11,7 @@ import pytest
 
 from infra.errors import SettingsError, TrackerError
 from infra.experiment_tracker import ExperimentTracker
-from infra.mirror import MirrorUnreachable, fetch_file
+from infra.mirror import MirrorFile, MirrorUnreachable, fetch_file
 from infra.proxies import keep_loopback_direct, left_out_proxy, proxy_for
 from infra.settings import load_settings
 from tests.conftest import ROOT
@@ -45,7 +45,7 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from infra.experiment_tracker import ExperimentTracker
-from infra.mirror import fetch_file
+from infra.mirror import MirrorFile, fetch_file
 from infra.object_store import ObjectStore
 from infra.settings import load_settings
 
@@ -59,7 +59,8 @@ store = ObjectStore(settings.object_store_uri)
 store.put_bytes("key", b"value")
 print("store", store.get_bytes("key"))
 data = b"the file"
-fetch_file(settings.dataset_mirrors[0] + "file", Path(sys.argv[1]), len(data), hashlib.sha256(data).hexdigest())
+file = MirrorFile(settings.dataset_mirrors[0] + "file", len(data), hashlib.sha256(data).hexdigest())
+fetch_file(file, Path(sys.argv[1]))
 print("mirror", Path(sys.argv[1]).read_bytes())
 """
 
@@ -127,7 +128,7 @@ def test_a_proxy_that_cannot_be_used_is_named_to_who_needs_it(
     httpx.Client().close()
     assert left_out_proxy("http://127.0.0.1:5000") is None
     with pytest.raises(MirrorUnreachable, match=r"ALL_PROXY.* cannot be used") as raised:
-        fetch_file("https://host.example/file", tmp_path / "file", 1, "0" * 64)
+        fetch_file(MirrorFile("https://host.example/file", 1, "0" * 64), tmp_path / "file")
     assert "word" not in str(raised.value)
     with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI is http://host.example, .*\(ALL_PROXY\)"):
         load_settings({"MLFLOW_TRACKING_URI": "http://host.example"})
@@ -142,7 +143,9 @@ def test_a_proxy_that_refuses_is_named(tmp_path: Path, proxy: HttpServer, monkey
             monkeypatch.setenv("HTTP_PROXY", address)
             named = rf"through the proxy {address} \(HTTP_PROXY\)"
             with pytest.raises(Exception, match=named) as mirror:
-                fetch_file("http://host.example/file", tmp_path / "file", 1, hashlib.sha256(b"").hexdigest())
+                fetch_file(
+                    MirrorFile("http://host.example/file", 1, hashlib.sha256(b"").hexdigest()), tmp_path / "file"
+                )
             assert said in str(mirror.value)
             with pytest.raises(TrackerError, match=named):
                 ExperimentTracker(load_settings({"MLFLOW_TRACKING_URI": "http://host.example"})).check_reachable()

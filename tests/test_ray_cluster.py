@@ -63,7 +63,9 @@ class Services:
         (program / "__main__.py").write_text(textwrap.dedent(TOY) + textwrap.dedent(body))
         chosen = ClusterOptions(**{"provision_timeout": 300, "lease_timeout": 120, **options})
         workload = Workload(program, "train", (), f"training-{identity}")
-        return RayCluster(self.cluster.jobs_url, self.settings, "cpu", chosen, workload, patience_seconds)
+        cluster = RayCluster(self.cluster.jobs_url, self.settings, "cpu", chosen, workload)
+        cluster.patience_seconds = patience_seconds
+        return cluster
 
     def job(self, identity: str, *arguments: str) -> Job:
         return Job(self.folder / identity / "toy", ("train", *arguments))

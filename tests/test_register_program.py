@@ -11,7 +11,7 @@ from infra.experiment_tracker import Run, Version
 from tasks.champion import DECISION
 from tasks.gate import GateRules, rules_for
 from tasks.program_project import Objective
-from tasks.registration import register
+from tasks.registration import Judge, register
 from tasks.registry.comparison import Comparison, compare
 from tasks.registry.decision import GATE_DECISION, OUTCOME
 from tasks.registry.scores import read_scores
@@ -70,7 +70,7 @@ def at_the_gate(
     registry: Registry, run_id: str, rules: GateRules, how: Callable[[Mapping[str, Path], Run], Comparison] = never
 ) -> Version:
     """The version of the run after it stood before the gate."""
-    register(run_id, MODEL, rules, how, "some", registry.services)
+    register(run_id, MODEL, Judge(rules, how, "some"), registry.services)
     return registry.version_of(run_id)
 
 

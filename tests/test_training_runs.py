@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.compute import Workload
-from infra.lease import hold_lease
+from infra.lease import Lease, hold_lease
 from tasks.training import Training, TrainingRequest
 from tasks.training_runs import (
     closing_run,
@@ -42,7 +42,7 @@ def test_the_nearest_run_is_found_and_the_difference_told_by_file(tmp_path: Path
         return TrainingRequest(training(program, **arguments), "tests")
 
     def train(wanted: TrainingRequest) -> str:
-        with hold_lease(services.store, "training", "here", lambda holder: None) as lease:
+        with hold_lease(Lease(services.store, "training", "here"), lambda holder: None) as lease:
             run_id = open_run(services, wanted, {}, lease)
             with closing_run(services.tracker, run_id, lease):
                 record_source(services.tracker, run_id, wanted.training)

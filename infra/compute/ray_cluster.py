@@ -61,7 +61,6 @@ class RayCluster:
         accelerator: Accelerator,
         options: ClusterOptions,
         workload: Workload,
-        patience_seconds: float = SECONDS_WITHOUT_ANSWER,
     ) -> None:
         """Connects to nothing. Raises `SettingsError` for addresses that no node can reach, and without Ray."""
         self._url = jobs_url.rstrip("/")
@@ -70,7 +69,8 @@ class RayCluster:
         self._accelerator = accelerator
         self._options = options
         self._workload = workload
-        self._patience = patience_seconds
+        self.patience_seconds = SECONDS_WITHOUT_ANSWER
+        """How long the cluster may be silent before it is given up."""
         self._client_or_none: Any = None
         self._store = ObjectStore(settings.object_store_uri)
         self._released = Event()
@@ -233,7 +233,8 @@ class RayCluster:
                 info = watched.look()
             except ComputeUnavailable as error:
                 raise TrainingFailed(
-                    f"The Ray cluster at {self._shown} has been silent for {self._patience:g} s: {first_line(error)}\n"
+                    f"The Ray cluster at {self._shown} has been silent for {self.patience_seconds:g} s: "
+                    f"{first_line(error)}\n"
                     "Its head may be gone. The last checkpoint is kept: when it is back, run the same command again."
                 ) from error
             if info is not None:
@@ -346,4 +347,4 @@ class RayCluster:
         return {int(found[1]): jobs[name] for name in jobs if (found := pattern.fullmatch(name))}
 
     def _watched(self, job: str) -> WatchedJob:
-        return WatchedJob(self._client, job, self._patience)
+        return WatchedJob(self._client, job, self.patience_seconds)

@@ -53,8 +53,11 @@ class Part:
 
 def all_parts(stack: StackSettings) -> dict[str, Part]:
     """Every part by its name, in the order of starting."""
+    return _servers(stack) | _users_of_the_servers(stack)
+
+
+def _servers(stack: StackSettings) -> dict[str, Part]:
     database = f"postgresql+{{driver}}://{postgres.USER}@/{{name}}?host={stack.postgres_folder}"
-    prefect_home = {"PREFECT_HOME": str(stack.folder / "prefect")}
     return {
         "postgres": Part(
             postgres.command(stack.postgres_folder, stack.postgres_programs),
@@ -91,7 +94,7 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
         "prefect": Part(
             (sys.executable, "-m", "infra.stack.serve", "prefect"),
             {
-                **prefect_home,
+                **_prefect_home(stack),
                 "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{access_key(stack, 'prefect')}",
                 "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(stack.addresses("prefect")),
                 "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.format(driver="asyncpg", name="prefect"),
@@ -106,6 +109,16 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
             ("postgres",),
             lambda: _answers(f"{stack.loopback_url('prefect')}/api/health", 200),
         ),
+    }
+
+
+def _prefect_home(stack: StackSettings) -> dict[str, str]:
+    return {"PREFECT_HOME": str(stack.folder / "prefect")}
+
+
+def _users_of_the_servers(stack: StackSettings) -> dict[str, Part]:
+    environment = {**_prefect_home(stack), **client_environment(stack)}
+    return {
         "worker": Part(
             _command(
                 *(sys.executable, "-m", "prefect", "worker", "start"),
@@ -114,20 +127,20 @@ def all_parts(stack: StackSettings) -> dict[str, Part]:
                 type="process",
                 base_job_template=WORK_POOL_TEMPLATE,
             ),
-            {**prefect_home, **client_environment(stack), "PREFECT_WORKER_QUERY_SECONDS": "2"},
+            {**environment, "PREFECT_WORKER_QUERY_SECONDS": "2"},
             ("prefect",),
             lambda: _pool_is_ready(stack),
             stop_seconds=9,  # It reports how its flow runs have ended.
         ),
         "reconcile": Part(
             (sys.executable, "-m", "flows.reconcile"),
-            {**prefect_home, **client_environment(stack)},
+            environment,
             ("prefect", "mlflow"),
             lambda: True,
         ),
         "deploy": Part(
             (sys.executable, "-m", "flows.deploy"),
-            {**prefect_home, **client_environment(stack)},
+            environment,
             ("worker", "mlflow", "store"),
             lambda: True,
             once=True,

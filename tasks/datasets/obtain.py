@@ -16,6 +16,7 @@ from infra.mirror import (
     DEFAULT_LIMITS,
     Limits,
     MirrorError,
+    MirrorFile,
     MirrorInterrupted,
     MirrorMismatch,
     MirrorRefused,
@@ -68,7 +69,9 @@ def obtain_dataset(
             f"Add one there{_OR_MIRRORS if dataset.is_idx else ''}."
         )
     try:
-        return _prepare(dataset, settings, partial(_download, dataset, mirrors, settings.dataset_catalog, limits))
+        return _prepare(
+            dataset, settings, partial(_download, _Mirrors(dataset, mirrors, settings.dataset_catalog, limits))
+        )
     except NoMirrorReachable as error:
         sample = sample_of(dataset.name, settings.dataset_catalog)
         if sample is None:
@@ -95,6 +98,13 @@ def closing_reminder(asked_for: str, used: DatasetFiles) -> str | None:
 
 class NoMirrorReachable(DatasetUnavailable):
     """Every mirror of every missing file refused, had no name or was silent."""
+
+
+class _Mirrors(NamedTuple):
+    dataset: DatasetDescription
+    mirrors: tuple[str, ...]
+    catalog: Path
+    limits: Limits
 
 
 class _Failure(NamedTuple):
@@ -128,15 +138,9 @@ def _prepare(
     return DatasetFiles(dataset, folder)
 
 
-def _download(
-    dataset: DatasetDescription,
-    mirrors: tuple[str, ...],
-    catalog: Path,
-    limits: Limits,
-    folder: Path,
-    entries: list[FileEntry],
-) -> None:
+def _download(source: _Mirrors, folder: Path, entries: list[FileEntry]) -> None:
     """Fetch `entries` side by side, each from the first mirror that has it."""
+    dataset, mirrors, catalog, limits = source
     failures: list[_Failure] = []
 
     def fetch(entry: FileEntry, advance: OnBytes) -> str | None:
@@ -153,7 +157,7 @@ def _download(
         for mirror in mirrors:
             address = file_address(mirror, entry.name)
             try:
-                fetch_file(address, target, entry.size, entry.sha256, check=check, report=report, limits=limits)
+                fetch_file(MirrorFile(address, entry.size, entry.sha256, limits), target, check, report)
                 return entry.name
             except MirrorError as error:
                 failures.append(_Failure(mirror, entry.name, error))
