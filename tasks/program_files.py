@@ -9,6 +9,7 @@ from pathspec import GitIgnoreSpec
 
 from infra.compute import NOT_OF_A_PROGRAM
 from infra.errors import ArgumentError
+from tasks.saved_model import MODEL_FILES
 
 MOST_FILES = 2_000
 MOST_BYTES = 50_000_000
@@ -88,6 +89,9 @@ class _Walk:
         if entry.is_dir():
             if any(Path(entry.path, mark).exists() for mark in ("pyvenv.cfg", "conda-meta")):
                 return "it is a Python environment"
+            if Path(entry.path, MODEL_FILES).exists():
+                # Where one works in the program's folder, ./model is in it: the next run would find another program.
+                return "it is a model that a run delivered"
             name += "/"
         for rule in rules:
             if (decided := rule.decide(name)) is not None:

@@ -323,6 +323,8 @@ def test_the_files_are_those_that_git_would_keep_without_results_and_environment
         "outputs/model.keras",
         "mlruns/0/meta.yaml",
         "venv/lib/a.py",
+        "model/MLmodel",
+        "model/model_files.json",
         "a.py~",
         "n/x.log",
     }
@@ -341,6 +343,7 @@ def test_the_files_are_those_that_git_would_keep_without_results_and_environment
         "outputs/": "it holds results of runs",
         "mlruns/": "it holds results of runs",
         "venv/": "it is a Python environment",
+        "model/": "it is a model that a run delivered",
         "a.py~": "its name is one of *~",
         "n/x.log": "n/.gitignore names it",
         "also/b.h5": ".gitignore names it",
