@@ -56,6 +56,7 @@ from tasks.program import Value
 from tasks.program_scores import ProgramScores
 from tasks.provision_compute import provision_compute
 from tasks.register_model import register_model
+from tasks.registration import name_by_program
 from tasks.retrying import once_repaired
 from tasks.train_model import train_model
 from tasks.training_runs import why_nothing_to_train
@@ -133,7 +134,8 @@ def train_program(
                 run = once_repaired(partial(train_model, request, datasets, target, machine, services), repair)
             with seconds.step("register"):
                 compare = ProgramScores(prepared.program, request.training, datasets, machine, services)
-                register = partial(register_model, run, prepared.model_name, prepared.rules, compare, services)
+                name = model_name or name_by_program(run.run_id, services) or prepared.model_name
+                register = partial(register_model, run, name, prepared.rules, compare, services)
                 version = once_repaired(register, repair)
             with seconds.step("download artifacts"):
                 folder = filled_in(output_dir, version)

@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 _VARIABLES = ("TF_", "TF2_", "KERAS_", "XLA_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_")
@@ -27,6 +27,7 @@ _METHODS_GONE = {
 _MODULES_GONE = {
     "keras.utils.np_utils": "keras.utils",
     "keras.engine": "keras",
+    "keras.engine.topology": "keras.layers",
     "keras.wrappers.scikit_learn": "keras.wrappers",
     "keras.backend.tensorflow_backend": "keras.backend",
     "keras.layers.core": "keras.layers",
@@ -48,6 +49,8 @@ class Finding:
     """Relative to the program's folder."""
     line: int
     text: str
+    spelling: str = field(default="", compare=False)
+    """The row of `old_spellings.toml` that it is of, if it is of one."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}"
@@ -224,7 +227,7 @@ class _Reader:
         if isinstance(node, ast.ImportFrom | ast.Import):
             for module in self._modules(node):
                 if instead := _MODULES_GONE.get(module):
-                    self._idiom(node, f"Keras 3 has no module {module}", f"import from {instead}")
+                    self._idiom(node, f"Keras 3 has no module {module}", f"import from {instead}", module)
         elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute):
             key = node.slice.value if isinstance(node.slice, ast.Constant) else None
             if node.value.attr == "history" and isinstance(key, str):
@@ -243,14 +246,15 @@ class _Reader:
             names = {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
         return {re.sub(r"^tensorflow\.(python\.)?keras\b", "keras", name) for name in names}
 
-    def _idiom(self, node: ast.AST, text: str, instead: str) -> None:
-        self.habits.keras2_idioms.append(self.finding(node, f"{text}. Write {instead}."))
+    def _idiom(self, node: ast.AST, text: str, instead: str, spelling: str = "") -> None:
+        found = self.finding(node, f"{text}. Write {instead}.")
+        self.habits.keras2_idioms.append(replace(found, spelling=spelling))
 
     def _metric(self, node: ast.AST, name: str, follows: str = "nothing happens by it") -> None:
         short = name.removeprefix("val_")
         if short == "acc" and "acc" not in self.habits.metrics:
             instead = name.replace("acc", "accuracy")
-            self._idiom(node, f"Keras 3 calls no metric {name!r}, and {follows}", repr(instead))
+            self._idiom(node, f"Keras 3 calls no metric {name!r}, and {follows}", repr(instead), "acc")
 
     def _call(self, call: ast.Call) -> None:
         name = self.full_name(call.func)
@@ -258,16 +262,17 @@ class _Reader:
         last = name.rpartition(".")[2]
         keywords = {keyword.arg for keyword in call.keywords if keyword.arg}
         if last in _OPTIMIZERS and "lr" in keywords:
-            self._idiom(call, f"{last} takes no lr=", "learning_rate=")
+            self._idiom(call, f"{last} takes no lr=", "learning_rate=", "lr=")
         if last in _OPTIMIZERS and "decay" in keywords:
             self._idiom(call, f"{last} ignores decay=", "a schedule of keras.optimizers.schedules as learning_rate=")
         if method in _METHODS_GONE:
-            self._idiom(call, f"Keras 3 has no {method}", _METHODS_GONE[method])
+            self._idiom(call, f"Keras 3 has no {method}", _METHODS_GONE[method], method)
         if gone := sorted(_ARGUMENTS_OF_KERAS_1 & keywords):
             text = f"{', '.join(gone)}: of Keras 1, and what today's arguments count is something else"
             self._idiom(call, text, "epochs= and steps_per_epoch=, in batches")
         if method in _FITS and (gone := sorted({"workers", "use_multiprocessing", "max_queue_size"} & keywords)):
-            self._idiom(call, f"{method} takes no {', '.join(gone)}", "them where the keras.utils.PyDataset is made")
+            text = f"{method} takes no {', '.join(gone)}"
+            self._idiom(call, text, "them where the keras.utils.PyDataset is made", "workers=")
         if last in _MONITORS:
             self._metric(call, self.text(_keyword(call, "monitor")))
         if last == "EarlyStopping" and call.args:
@@ -284,9 +289,12 @@ class _Reader:
         suffix = PurePosixPath(path).suffix
         weights_only = last == "ModelCheckpoint" and not _is_false(_keyword(call, "save_weights_only"))
         if (method == "save_weights" or weights_only) and not path.endswith(".weights.h5"):
-            self._idiom(call, f"weights are saved as NAME.weights.h5 alone, and not as {path}", repr("NAME.weights.h5"))
+            spelling = "save_weights('x.h5')" if suffix in (".h5", ".hdf5") else ""
+            text = f"weights are saved as NAME.weights.h5 alone, and not as {path}"
+            self._idiom(call, text, repr("NAME.weights.h5"), spelling)
         elif last == "ModelCheckpoint" and not weights_only and suffix not in (".keras", ".h5"):
-            self._idiom(call, f"Keras 3 saves no model as {path}", "a name that ends in .keras")
+            spelling = "ModelCheckpoint('x.hdf5')" if suffix == ".hdf5" else ""
+            self._idiom(call, f"Keras 3 saves no model as {path}", "a name that ends in .keras", spelling)
         elif (method == "save" or last == "save_model") and suffix in ("", ".tf"):
             self._idiom(call, f"Keras 3 saves no model as a folder, such as {path}", "a name that ends in .keras")
 

@@ -1,11 +1,13 @@
 """What a program says that it needs: `python_env.yaml`, the pip part of a `conda.yaml`, or `requirements.txt`."""
 
+import logging
 import platform
 import re
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
 
 from infra.errors import ArgumentError
 from tasks.yaml_values import YamlValue, read_yaml
@@ -16,6 +18,10 @@ REQUIREMENTS = "requirements.txt"
 
 _BUILD = r"(pip|setuptools|wheel)\b"
 """What environments are made with: everyone lists it, and it is there where it is needed."""
+
+_STOOD_IN_FOR = {"azureml-core", "azureml-sdk", "azureml-defaults", "azureml-mlflow"}
+
+LOGGER = logging.getLogger(__name__)
 
 Needs = tuple[tuple[str, ...] | None, str | None]
 
@@ -147,10 +153,25 @@ def _line(folder: Path, file: Path, number: int, line: str, within: tuple[Path, 
             "Name packages as PyPI has them; where uv finds them is a setting of uv, such as UV_DEFAULT_INDEX."
         )
     try:
-        return [str(Requirement(line))]
+        needed = Requirement(line)
+        return [] if _is_stood_in_for(needed, place) else [str(needed)]
     except InvalidRequirement as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"{place}: {line!r} is no requirement such as numpy>=2: {reason}") from None
+
+
+def _is_stood_in_for(needed: Requirement, place: str) -> bool:
+    """True, and said, for what the stand-in is in place of; raises `ArgumentError` for the service's other packages."""
+    name = canonicalize_name(needed.name)
+    if name in _STOOD_IN_FOR:
+        LOGGER.info("%s: %s is left out, for the pipeline has a stand-in for it: docs/from-azure-ml.md", place, name)
+        return True
+    if name.startswith("azureml-"):
+        raise ArgumentError(
+            f"{place}: {name} is of the service Azure ML, which has no support any more, and there is no stand-in for "
+            "it.\nLeave it out, and what calls it: docs/from-azure-ml.md says what to use instead."
+        )
+    return False
 
 
 def _inside(folder: Path, name: str, place: str) -> Path:

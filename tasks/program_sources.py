@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from infra.errors import ArgumentError, ProgramInvalid
+from tasks.azureml_sources import accepted, refused
 from tasks.program import Program
 from tasks.program_advice import Finding, read_habits
 from tasks.program_command import command_words, started_file, started_module
@@ -46,6 +47,10 @@ class Sources:
     fetches_data: tuple[Finding, ...]
     keras2_idioms: tuple[Finding, ...]
     saves_elsewhere: tuple[Finding, ...]
+    azureml_refused: tuple[Finding, ...]
+    """What a script of Azure ML's SDK does and may not, where it is to run with the stand-in for that."""
+    old_spellings: Mapping[str, str] | None
+    """What of its libraries' former spellings it may have, with what that is today; None: of no program but such."""
     asked_python: str | None
     """The version of Python that the program asks for, such as `3.12`."""
 
@@ -85,6 +90,7 @@ class Sources:
         """Raise `ArgumentError` for syntax errors, and for what is needed and not `available` (None: not known)."""
         # What this Python does not understand may be right in the one that the program asks for.
         wrong = [] if _is_newer(self.asked_python) else [str(error) for error in self.syntax_errors]
+        wrong += map(str, self.azureml_refused)
         for module, place in self.missing(available).items() if available is not None else ():
             wrong.append(
                 f"{place}: it imports {module}, which is neither a module of the program nor in its environment."
@@ -105,6 +111,8 @@ def read_sources(program: Program) -> Sources:
         or "TF_USE_LEGACY_KERAS" in habits.sets_variables
         or any(map(_means_keras_2, program.requirements or ()))
     )
+    is_azureml = "azureml" in walk.imports and "azureml" not in module_distributions()
+    idioms = () if is_keras_2 else tuple(sorted(habits.keras2_idioms))
     return Sources(
         files=tuple(walk.trees),
         syntax_errors=tuple(walk.errors),
@@ -112,8 +120,10 @@ def read_sources(program: Program) -> Sources:
         needed=walk.needed,
         sets_variables=habits.sets_variables,
         fetches_data=tuple(sorted(habits.fetches_data)),
-        keras2_idioms=() if is_keras_2 else tuple(sorted(habits.keras2_idioms)),
+        keras2_idioms=() if is_azureml else idioms,
         saves_elsewhere=tuple(sorted(habits.saves_elsewhere)),
+        azureml_refused=tuple(refused(trees, idioms, not is_keras_2)) if is_azureml else (),
+        old_spellings=accepted() if is_azureml and not is_keras_2 else None,
         asked_python=program.python,
     )
 

@@ -73,7 +73,7 @@ def program_training(
     sources = read_sources(program)
     environment = _environment(program, sources, settings)
     try:
-        sources.check(None if environment.requirements else set(module_distributions()))
+        sources.check(None if environment.requirements else {*module_distributions(), *stand_ins(asked.hook)})
     except ArgumentError as error:
         raise ProgramInvalid(f"The program {program.name} cannot run:\n{error}") from error
     variables = given_variables(asked.variables)
@@ -97,6 +97,11 @@ def program_training(
         secret_variables=variables,
         warnings=tuple(map(str, (*arguments.warnings, *sources.warnings))),
     )
+
+
+def stand_ins(hook: bool) -> set[str]:
+    """The modules that the runner has in place of what is not installed: of what is put into the program's process."""
+    return {"azureml"} if hook else set()
 
 
 def _environment(program: Program, sources: Sources, settings: Settings) -> _Environment:
@@ -142,6 +147,8 @@ def _facts(
         "requirements": environment.requirements,
         "uses_mlflow": sources.uses_mlflow,
         "uses_keras": sources.uses_keras,
+        "uses_azureml": not sources.imports.isdisjoint(stand_ins(asked.hook)),
+        "old_spellings": sources.old_spellings if asked.hook else None,
         "sets_variables": sorted(sources.sets_variables),
         "hook": asked.hook,
         "continues": program.continues,

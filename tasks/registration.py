@@ -14,7 +14,7 @@ from tasks.gate import Decision, GateRules, decide, decide_by_objective
 from tasks.registry.comparison import Comparison
 from tasks.registry.decision import GATE, GATE_DECISION, GATE_FLOW_RUN, OUTCOME, facts, record, sentence, tags
 from tasks.registry.objective import compare_objectives
-from tasks.registry.version import check_registrable, fetch_registered, version_tags
+from tasks.registry.version import REGISTER_AS, check_registrable, fetch_registered, version_tags
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,6 +35,11 @@ class Judge:
     """Called if it comes to that by the rules."""
     flow_run_id: str
     """Of Prefect; kept with the decision."""
+
+
+def name_by_program(run_id: str, services: Services) -> str:
+    """The name that the program of a run gave to its model; empty if it gave none."""
+    return services.tracker.get_run(run_id).tags.get(REGISTER_AS, "")
 
 
 def register(run_id: str, model_name: str, judge: Judge, services: Services) -> Version:

@@ -441,6 +441,8 @@ def test_patience_keeps_the_kind_of_an_error() -> None:
         ({"model.keras": "", "last.keras": ""}, "model.keras", "model.keras", None),
         ({"old.h5": "", "w.weights.h5": ""}, "old.h5", "old.h5", None),
         ({"model.pkl": ""}, "model.pkl", None, None),
+        ({"forest.joblib": "", "plot.png": ""}, "forest.joblib", None, None),
+        ({"one.pkl": "", "two.pkl": ""}, None, None, None),
     ],
 )
 def test_where_the_model_is_looked_for(
@@ -454,3 +456,16 @@ def test_where_the_model_is_looked_for(
     assert (found and found.root) == (tmp_path / root if root else None)
     assert (found and found.file) == (tmp_path / file if file else None)
     assert (found and found.weights) == (tmp_path / weights if weights else None)
+
+
+def test_what_the_program_has_named_is_the_model(tmp_path: Path) -> None:
+    for name in ("model/m.keras", "other/m.pkl", "best.h5"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    places = {"other": ("other", None), "other/m.pkl": ("other/m.pkl", None), "best.h5": ("best.h5", "best.h5")}
+    for named, (root, file) in places.items():
+        found = find_model(tmp_path, named)
+        assert found
+        assert (found.root, found.file) == (tmp_path / root, tmp_path / file if file else None)
+    # Named by an attempt that was killed, and not there in this one.
+    assert find_model(tmp_path, "gone") == find_model(tmp_path)

@@ -1,5 +1,6 @@
 """What a model version is made of: a finished run with a whole model, and the tags that say what made it."""
 
+import json
 from pathlib import Path
 
 from infra.errors import RunNotRegistrable
@@ -35,6 +36,10 @@ METRICS = ("objective", "test_accuracy", "test_loss", "best_val_accuracy")
 """Metrics of a run that become tags of its version, where it has them."""
 
 
+REGISTER_AS, REGISTER_TAGS = "register_as", "register_tags"
+"""Tags of a run whose program has said under which name, and with which tags in JSON, its model is to be registered."""
+
+
 def check_registrable(run: Run) -> str:
     """The id of the model that `run` logged; raises `RunNotRegistrable` unless a version can be made of it."""
     lacks = [f"the tag {tag}" for tag in REQUIRED_TAGS if tag not in run.tags]
@@ -52,7 +57,8 @@ def check_registrable(run: Run) -> str:
 def version_tags(run: Run) -> dict[str, str]:
     """The tags of the version that is made of `run`: what made it, and how good it is."""
     tags = {name: run.tags[name] for name in (*REQUIRED_TAGS, *FURTHER_TAGS) if name in run.tags}
-    return tags | {name: repr(run.metrics[name]) for name in METRICS if name in run.metrics}
+    given: dict[str, str] = json.loads(run.tags.get(REGISTER_TAGS, "{}"))
+    return given | tags | {name: repr(run.metrics[name]) for name in METRICS if name in run.metrics}
 
 
 def fetch_registered(tracker: ExperimentTracker, run: Run, folder: Path) -> None:

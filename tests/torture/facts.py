@@ -159,7 +159,7 @@ def _arrays_sha256(model: Path) -> str:
     import io
     import zipfile
 
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     digest = hashlib.sha256()
 

@@ -12,12 +12,15 @@ from .exits import RunnerError
 from .keras_process import KerasProcess
 from .manifest import FileEntry, files_sha256, folder_entries, manifest_bytes
 from .output import say
-from .outputs import ModelSource, find_model, no_model
+from .outputs import PICKLES, ModelSource, find_model, no_model
 from .patience import with_patience
 from .record import RunRecord
 
 MODEL_FILES = "model_files.json"
 """Artifact of the run: the manifest of the logged model's files, whose SHA-256 is the run's tag `model_sha256`."""
+
+MODEL_PATH = "model_path"
+"""Tag of the run: which file or folder of its outputs is the model, where the program has said it."""
 
 NONE = "none"
 _MADE_BY = "made_by"
@@ -59,7 +62,7 @@ class ModelLogging:
         if own := self._logged_by_program():
             say(f"the program logged its model itself: {own.model_id}")
             return self._finish_own(own)
-        source = find_model(outputs)
+        source = find_model(outputs, self.record.tags.get(MODEL_PATH, ""))
         if source is None:
             raise no_model(self.record, self.program, self.source)
         model = self._own_model()
@@ -167,6 +170,8 @@ class ModelLogging:
             shutil.copytree(self.source, folder / "code", dirs_exist_ok=True)
         else:
             say("the model is kept as files: nothing here loads it")
+            if any(file.suffix in PICKLES for file in folder.rglob("*")):
+                say("  to load a pickle runs what is written in it: do it only where its program is trusted")
         # Without a flavour: MLflow knows it, and loads it with none of its own.
         described = Model(
             artifact_path=model.artifact_location,

@@ -44,6 +44,10 @@ class Program:
     requirements: Requirements | None = None
     uses_mlflow: bool = False
     uses_keras: bool = False
+    uses_azureml: bool = False
+    """It gets the stand-in for Azure ML's SDK."""
+    old_spellings: Mapping[str, str] | None = None
+    """What it may spell as its libraries had it once, each with what that is today."""
     hook: bool = True
     continues: str | None = None
     objective: Objective | None = None

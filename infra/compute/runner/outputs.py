@@ -17,7 +17,8 @@ FOUND = "found"
 _WHOLE = (".keras", ".h5", ".hdf5")
 """How files end that hold a model with its weights."""
 _WEIGHTS = ".weights.h5"
-_LIKE_MODELS = (*_WHOLE, ".pkl", ".pickle", ".joblib", ".onnx", ".pt", ".pth", ".tflite")
+PICKLES = (".pkl", ".pickle", ".joblib")
+_LIKE_MODELS = (*_WHOLE, *PICKLES, ".onnx", ".pt", ".pth", ".tflite")
 _SAVED_MODEL = "saved_model.pb"
 _SIDE_BY_SIDE = 8
 _NAMED = 10
@@ -41,9 +42,13 @@ class ModelSource:
         return [path for path in files if path not in (self.file, self.weights)]
 
 
-def find_model(outputs: Path) -> ModelSource | None:
-    """The model in the folder `outputs`: what is called `model`, else what lies there and Keras may load."""
-    model = outputs / MODEL
+def find_model(outputs: Path, named: str = "") -> ModelSource | None:
+    """The model in the folder `outputs`: what the program has `named` there, a folder or a file; what is called
+    `model`; what lies there and Keras may load; the only file that looks like a model."""
+    model = outputs / named
+    if named and model.is_file():
+        return _keras_files(None, [model]) or ModelSource(model)
+    model = model if named and model.is_dir() else outputs / MODEL
     if model.is_dir() and files_under(model):
         if (model / "MLmodel").is_file():
             return ModelSource(model, next(iter(sorted(model.glob("data/*.keras"))), None))
@@ -52,8 +57,10 @@ def find_model(outputs: Path) -> ModelSource | None:
         return None
     here = sorted(path for path in outputs.iterdir() if path.is_file())
     found = _keras_files(None, here)
-    named = next((path for path in here if path.stem == MODEL and path.suffix in ("", *_LIKE_MODELS)), None)
-    return found or (ModelSource(named) if named else None)
+    like = [path for path in here if path.suffix in _LIKE_MODELS]
+    called = next((path for path in here if path.stem == MODEL and path.suffix in ("", *_LIKE_MODELS)), None)
+    only = called or (like[0] if len(like) == 1 else None)
+    return found or (ModelSource(only) if only else None)
 
 
 def _keras_files(root: Path | None, files: list[Path]) -> ModelSource | None:
@@ -96,7 +103,7 @@ def no_model(record: RunRecord, folder: Path, shipped: Path) -> RunnerError:
     before = {path.relative_to(shipped).as_posix() for path in files_under(shipped)}
     new = [path for path in files_under(folder) if path.relative_to(folder).as_posix() not in before]
     elsewhere = [path for path in new if path.suffix in _LIKE_MODELS or path.name == _SAVED_MODEL]
-    _log_files(record, folder, elsewhere, FOUND)
+    log_files(record, folder, elsewhere, FOUND)
     names = ", ".join(path.relative_to(folder).as_posix() for path in elsewhere[:_NAMED])
     more = f" and {len(elsewhere) - _NAMED} more" if len(elsewhere) > _NAMED else ""
     found = (
@@ -115,16 +122,18 @@ def no_model(record: RunRecord, folder: Path, shipped: Path) -> RunnerError:
 def log_outputs(record: RunRecord, outputs: Path) -> int:
     """Keep everything under `outputs`, but the model's folder, as the run's artifacts; returns the number of files."""
     files = [path for path in files_under(outputs) if outputs / MODEL not in path.parents]
-    _log_files(record, outputs, files, OUTPUTS)
+    log_files(record, outputs, files, OUTPUTS)
     return len(files)
 
 
-def _log_files(record: RunRecord, root: Path, files: list[Path], place: str) -> None:
+def log_files(record: RunRecord, root: Path, files: list[Path], place: str = "") -> None:
     """Keep files under `root` as artifacts under `place`."""
 
     def log(path: Path) -> None:
-        folder = Path(place, path.relative_to(root)).parent.as_posix()
-        record.do(lambda: record.client.log_artifact(record.run_id, str(path), folder), f"keep {path.name} in MLflow")
+        folder = Path(place, path.relative_to(root)).parent.as_posix().removeprefix(".")
+        record.do(
+            lambda: record.client.log_artifact(record.run_id, str(path), folder or None), f"keep {path.name} in MLflow"
+        )
 
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         list(pool.map(log, files))

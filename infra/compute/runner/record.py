@@ -99,6 +99,15 @@ class RunRecord:
             if step is not None:
                 self._logged.add((key, step))
 
+    def log_of_program(self, key: str, value: float, step: int, time_ms: int) -> None:
+        """Let a point of the program's be logged soon; one that the run has at this step is left out."""
+        with self._lock:
+            self._left_to_program.add(key)
+            is_new = (key, step) not in self._logged
+            self._logged.add((key, step))
+        if is_new:
+            self._queue.put(Metric(key, value, time_ms, step))
+
     def log_point(self, values: Mapping[str, float], step: int, time_ms: int) -> None:
         """Let metrics be logged soon; returns at once. What the run has at this step is left out."""
         with self._lock:

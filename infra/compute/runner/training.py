@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .azureml_run import AzuremlRun
 from .checkpoints import QUIET_SECONDS, Checkpoints
 from .data import bring
 from .devices import require_gpu
@@ -46,6 +47,7 @@ class Training:
         self._failure: BaseException | None = None
         self._keras = KerasProcess(stage.scratch)
         self._mlflow: MlflowAddress | None = None
+        self._azureml: AzuremlRun | None = None
         self._packages: dict[str, str] = {}
         self._grade = ""
         self._last_step = 0, 0.0
@@ -133,6 +135,8 @@ class Training:
             told |= self._mlflow.variables
         module, words = self._program.python_words or (False, self._program.command)
         self._last_step = 0, time.monotonic()
+        if self._program.uses_azureml:
+            self._azureml = AzuremlRun(record, self._stage.scratch / "azureml", self._fail)
         self._stage.started.begin(
             {
                 "argv": [with_folders(word, folders, order.default_dataset) for word in words],
@@ -144,6 +148,8 @@ class Training:
                 "checkpoint_folder": checkpoints,
                 "listed": listed_versions(self._program.requirements.lock) if self._program.requirements else {},
                 "run": {"run_id": order.run_id, "logged": record.logged, "params": record.params},
+                "old_spellings": self._program.old_spellings,
+                "azureml": self._azureml and self._azureml.facts(folders, outputs),
             }
         )
 
@@ -172,6 +178,8 @@ class Training:
                 case "metric":
                     record.leave_to_program(event["key"], event.get("step"))
                     self._saw_step(event.get("step") or 0)
+                case "azureml" if self._azureml:
+                    self._azureml.take(event)
                 case "imported":
                     self._packages = dict(event["packages"])
                     if self._program.requirements:
@@ -180,6 +188,8 @@ class Training:
                 self._say_grade(record, "epoch")
         if steps:
             steps.end()
+        if self._azureml:
+            self._azureml.end(well=event == 0)
         record.flush()
         try:
             self._stage.started.check_end(event, self._program.entry)
@@ -188,6 +198,8 @@ class Training:
                 checkpoints.finish(lambda: self._failure, final=False)
             raise
         checkpoints.finish(lambda: self._failure, final=True)
+        if self._azureml:
+            self._azureml.check()
         self._say_grade(record, "epoch" if checkpoints.holds_more_than_history else "none")
 
     def _log_epoch(self, record: RunRecord, fits: Fits, event: Mapping[str, Any], epochs: int) -> None:

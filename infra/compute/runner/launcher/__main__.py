@@ -11,6 +11,8 @@ library alone. It writes `{"event": "ready"}` to events_fd, and reads from order
     listed            {package: version} of the program's own environment, the names in lower case with dashes
     checkpoint_folder where the program's and the hook's checkpoints are
     run               {"run_id": ..., "logged": [[key, step], ...], "params": {name: value}}, or null
+    old_spellings     {old: what it is today}, or null
+    azureml           what the stand-in for Azure ML is told, and its folder `stand_in`; or null
 
 As long as it lives, the end of order_fd means that nobody waits for it any more, and ends it at once with its process
 group and, on Linux, all that it has started, directly or not.
@@ -56,6 +58,7 @@ class Runner:
         self._writing = threading.Lock()
         self.curves: dict[str, set[tuple[int, float]]] = {}
         """By metric, epoch and value of each epoch of the fits that have ended: the runner has logged them."""
+        self.link = ours("azureml_link").Link(self)
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # Loaded now: at the end, what is being imported may hold locks.
         self._tree = ours("../process_tree")
@@ -272,6 +275,10 @@ def install(order: dict[str, Any], runner: Runner, packages: Packages) -> None:
         ours("keras_fit").install(order["checkpoint_folder"], runner, after.when, warn, ours("model_state"))
         if order.get("run"):
             ours("mlflow_run").install(order["run"], runner, after.when, warn)
+        if order.get("old_spellings"):
+            ours("old_spellings").install(order["old_spellings"], runner, after.when, warn)
+        if order.get("azureml"):
+            ours("azureml_link").install(order["azureml"], runner.link, after.when, warn)
 
 
 def import_ahead(names: list[str]) -> None:

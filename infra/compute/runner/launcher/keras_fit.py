@@ -73,7 +73,7 @@ def _fresh(call: list[int], model: int) -> Record:
     call    [initial_epoch, epochs] as the script gave them
     model   which of the script's models, from 1
     epochs  [[epoch from 0, {metric: value}], ...]
-    and with the first backup `weights`, the file, and what `model_state.save` returns.
+    and with the first backup `weights`, the file, what `model_state.save` returns, and `kept`, of `azureml_link`.
     """
     return {"call": call, "model": model, "epochs": [], "finished": False}
 
@@ -257,6 +257,7 @@ class Fit:
             self._fits.commit(self._number, self._record)
             return
         self._record.update({**earlier, "model": self._record["model"]})
+        self._fits.runner.link.find(earlier)
         self._replayed = bool(earlier["finished"])
         done = earlier["epochs"][-1][0] + 1
         self._model._initial_epoch = max(done, self._epochs) if self._replayed else done
@@ -281,6 +282,7 @@ class Fit:
         self._fits.runner.tell("fit", fit=self._number, epochs=self._epochs, initial_epoch=min(start, self._epochs))
 
     def _epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._fits.runner.link.resume()
         self._began = time.monotonic()
 
     def _epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -302,9 +304,7 @@ class Fit:
             values = history.history.setdefault(name, [])
             place = len(values) - sum(name in metrics for _, metrics in new)
             values[place:place] = [metrics[name] for _, metrics in old if name in metrics]
-        for epoch, metrics in self._record["epochs"]:
-            for name, value in metrics.items():
-                self._fits.runner.curves.setdefault(name, set()).add((epoch + 1, value))
+        self._fits.runner.link.end(self._record)
         if not self._replayed:
             self._record["finished"] = True
             self._keep()
@@ -316,6 +316,7 @@ class Fit:
         if self._failed:
             return
         try:
+            self._fits.runner.link.keep(self._record)
             if self.keeps_weights:
                 done = self._record["epochs"][-1][0] + 1 if self._record["epochs"] else 0
                 name = f"fit-{self._number}/epoch-{done}.weights.h5"
