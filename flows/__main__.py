@@ -10,7 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
-WORDS = ("train", "train_mnist", "promote", "datasets", "deploy", "doctor")
+WORDS = ("train", "train_mnist", "promote", "datasets", "deploy", "doctor", "from_azureml")
 """Modules of this package, each a command."""
 
 
