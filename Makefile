@@ -1,5 +1,6 @@
 # make train   train, register and fetch the model (ARGS="--epochs 2" passes flags on)
 # make stack   Prefect, MLflow, an S3 store, PostgreSQL and a worker, with the schedule; Ctrl-C ends them
+# make serve   the champion as a web service, and the next one; Ctrl-C ends it (ARGS="--model-name fashion" and so on)
 # make quick   the tests that start no server and import no TensorFlow: a minute, after each change
 # make test    every test, against real parts on this machine
 # make check   format, lint, types and import rules
@@ -22,13 +23,16 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train stack quick test check fix torture bench clean lock
+.PHONY: train stack serve quick test check fix torture bench clean lock
 
 train: $(STAMP)
 	@$(BIN)/python -m flows.train_mnist $(ARGS)
 
 stack: $(STAMP)
 	@exec $(BIN)/python -m infra.stack
+
+serve: $(STAMP)
+	@exec $(BIN)/python -m flows.serve $(ARGS)
 
 quick: $(STAMP)
 	@$(PYTEST) -m "not slow" $(ARGS)

@@ -10,7 +10,10 @@ import runpy
 import sys
 from pathlib import Path
 
-WORDS = ("train", "train_mnist", "promote", "datasets", "deploy", "doctor", "from_azureml")
+WORDS = (
+    *("train", "train_mnist", "promote", "serve", "predict"),
+    *("datasets", "deploy", "doctor", "from_azureml"),
+)
 """Modules of this package, each a command."""
 
 

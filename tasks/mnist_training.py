@@ -35,6 +35,8 @@ def mnist_training(dataset: DatasetDescription, hyperparameters: Hyperparameters
             **training.tags,
             "dataset_sample_of": dataset.sample_of or "",
             "mlflow.source.name": "flows/train_mnist.py",
+            # The network takes pixels from 0 to 255; the service's /score, as the tutorial's, numbers from 0 to 1.
+            "score_scale": "255",
         },
         checkout=PROJECT_ROOT,
         tried_by="score",

@@ -6,30 +6,43 @@ Loopback is not a wall: every user of the machine reaches it, and so does every 
 import base64
 import binascii
 import hmac
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+IN_STACK_ENV = (
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the file stack.env, or that password as "
+    "MLFLOW_TRACKING_TOKEN"
+)
+
 
 class Guard:
     """`app`, for those who call it by one of its `addresses`, from its own pages, and with the key.
 
     The key is asked for on every path but `open_paths`: as the password of HTTP Basic, whatever the user's name, which
-    a browser asks a person for once; or as a bearer token. Without a `key` the application asks for its own.
+    a browser asks a person for once; or as a bearer token. Without a `key` the application asks for its own; several
+    that may change are a function that returns them. Without `addresses` any will do, and pages of the one called.
     """
 
     def __init__(
-        self, app: ASGIApp, addresses: Collection[str], key: str | None = None, open_paths: Collection[str] = ()
+        self,
+        app: ASGIApp,
+        addresses: Collection[str],
+        key: str | Callable[[], Collection[bytes]] | None = None,
+        open_paths: Collection[str] = (),
+        kept_in: str = IN_STACK_ENV,
     ) -> None:
+        """`kept_in` says to who has no key where it is."""
         self._app = app
+        self._kept_in = kept_in
         self._addresses = tuple(addresses)
         # Exactly: a page of another port is another person's, whatever the cookies and passwords that it shares.
         self._hosts = {urlsplit(address).netloc.lower() for address in addresses}
         self._origins = {address.lower() for address in addresses}
-        self._key = key.encode() if key is not None else None
+        self._keys = (lambda: (key.encode(),)) if isinstance(key, str) else key
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,20 +60,22 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         # Another name for this address: a page that rebinds its own, to be of the same origin.
-        if headers.get("host", "").lower() not in self._hosts:
+        host = headers.get("host", "").lower()
+        if self._hosts and host not in self._hosts:
             return PlainTextResponse(f"This server is {' or '.join(self._addresses)}, and no other name.\n", 403)
         # Browsers name it with all that a page may send elsewhere, preflights and WebSockets included.
-        if "origin" in headers and headers["origin"].lower() not in self._origins:
+        own = self._origins or {f"http://{host}", f"https://{host}"}
+        if "origin" in headers and headers["origin"].lower() not in own:
             return PlainTextResponse("Pages of other origins may not use this server.\n", 403)
-        if self._key is None or scope["path"] in self._open_paths:
+        if self._keys is None or scope["path"] in self._open_paths:
             return None
-        if hmac.compare_digest(_key_of(headers.get("authorization", "")), self._key):
+        given = _key_of(headers.get("authorization", ""))
+        if any(hmac.compare_digest(given, key) for key in self._keys()):
             return None
         return PlainTextResponse(
-            "This server asks for a key: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the file stack.env, "
-            "or that password as MLFLOW_TRACKING_TOKEN.\n",
+            f"This server asks for a key: {self._kept_in}.\n",
             401,
-            {"WWW-Authenticate": 'Basic realm="the key in stack.env", charset="UTF-8"'},
+            {"WWW-Authenticate": f'Basic realm="{self._kept_in}", charset="UTF-8"'},
         )
 
 

@@ -29,6 +29,7 @@ FURTHER_TAGS = (
     "needs_code",
     "continues",
     "objective_metric",
+    "score_scale",
 )
 """Those that a run has or has not, by what its program is."""
 

@@ -36,11 +36,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     loaded, and `own_code`, whether it needs the program's.
     """
     try:
-        model = _load(request["path"], request.get("weights"))
+        model = load(request["path"], request.get("weights"))
     except Exception as error:
-        # Keras puts the reason behind a config of any length.
-        said = " ".join(str(error).rpartition("Exception encountered:")[2].split())[:300]
-        return {"refused": f"{type(error).__name__}: {said}", "own_code": bool(_OWN_CODE.search(str(error)))}
+        return {"refused": reason(error), "own_code": bool(_OWN_CODE.search(str(error)))}
     note = _save(model, Path(request["folder"]), request["model"]) if "folder" in request else ""
     if "folder" in request and request.get("weights") and not _predicts_the_same(model, Path(request["folder"])):
         shutil.rmtree(request["folder"])
@@ -48,7 +46,18 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"weights_sha256": weights_sha256(model), "note": note}
 
 
-def _load(path: str, weights: str | None) -> Any:
+def reason(error: Exception) -> str:
+    """Why Keras does not load a file, in a line."""
+    # It puts the reason behind a config of any length.
+    said = " ".join(str(error).rpartition("Exception encountered:")[2].split())[:300]
+    return f"{type(error).__name__}: {said}"
+
+
+def load(path: str, weights: str | None = None, own_classes: dict[str, Any] | None = None) -> Any:
+    """The model in a file, in Keras's safe mode; or the architecture in it, with these weights.
+
+    Only who trusts its program gives `own_classes`, by name: then code that the file itself holds is run too.
+    """
     import keras
 
     if weights:
@@ -64,10 +73,10 @@ def _load(path: str, weights: str | None) -> Any:
             model.load_weights(str(link))
         return model
     try:
-        return keras.saving.load_model(path, safe_mode=True)
+        return keras.saving.load_model(path, own_classes, safe_mode=own_classes is None)
     except Exception:
         # Loss, metrics and optimizer may be the program's own, and only training needs them.
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return keras.saving.load_model(path, own_classes, compile=False, safe_mode=own_classes is None)
 
 
 def _save(model: Any, folder: Path, facts: dict[str, str]) -> str:
