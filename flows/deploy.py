@@ -161,6 +161,7 @@ def addresses(stack: StackSettings) -> str:
         f"  Prefect  {stack.prefect_url}\n"
         f"  MLflow   {stack.mlflow_url}\n"
         f"  Store    {stack.store_url} (S3)\n"
+        f"  Service  {stack.loopback_url('service')}, from the first champion on; its key: service/keys.json there\n"
         f"  To use it from a terminal:  . {stack.environment_path}\n"
         "  A browser is asked for a key, and finds it in that file: Prefect's login page takes\n"
         "  PREFECT_API_AUTH_STRING, MLflow MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.\n"

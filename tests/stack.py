@@ -69,7 +69,7 @@ class Stack:
     """Added to the environment that it is started in, and so to that of its flow runs."""
 
     def __post_init__(self) -> None:
-        ports = {f"STACK_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "STORE")}
+        ports = {f"STACK_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "STORE", "SERVICE")}
         self.given = {"PIPELINE_HOME": str(self.folder / "home"), **POSTGRES, **ports, **self.given}
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -1,7 +1,7 @@
 """Start the servers, UI and schedule in the foreground; Ctrl-C ends all of it. `make stack` does this.
 
-State is kept under PIPELINE_HOME. STACK_PREFECT_PORT, STACK_MLFLOW_PORT and STACK_STORE_PORT choose the ports,
-STACK_PREFECT_URL, STACK_MLFLOW_URL and STACK_STORE_URL say where else they are reached: see docs/stack.md.
+State is kept under PIPELINE_HOME. STACK_PREFECT_PORT, STACK_MLFLOW_PORT, STACK_STORE_PORT and STACK_SERVICE_PORT choose
+the ports, STACK_PREFECT_URL, STACK_MLFLOW_URL and STACK_STORE_URL say where else they are reached: see docs/stack.md.
 """
 
 import infra.process_environment  # noqa: F401  isort: skip

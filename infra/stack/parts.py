@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from infra.private_file import write_private
 from infra.settings import PROJECT_ROOT
 from infra.stack import postgres
 from infra.stack.settings import StackSettings
@@ -138,6 +139,12 @@ def _users_of_the_servers(stack: StackSettings) -> dict[str, Part]:
             ("prefect", "mlflow"),
             lambda: True,
         ),
+        "service": Part(
+            _command(sys.executable, "-m", "flows.serve", "--wait", port=stack.service_port),
+            environment,
+            ("mlflow",),
+            lambda: True,  # It listens once there is a champion.
+        ),
         "deploy": Part(
             (sys.executable, "-m", "flows.deploy"),
             environment,
@@ -199,15 +206,6 @@ def _kept(stack: StackSettings, name: str, made: Callable[[], list[str]]) -> lis
     if not path.exists():
         write_private(path, json.dumps(made()))
     return [str(word) for word in json.loads(path.read_text())]
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read; whole, or not at all."""
-    incoming = path.with_name(f".{path.name}.incoming")
-    incoming.unlink(missing_ok=True)
-    with os.fdopen(os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    incoming.replace(path)
 
 
 def environment_file(stack: StackSettings) -> str:

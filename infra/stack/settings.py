@@ -19,6 +19,7 @@ class StackSettings:
     prefect_port: int
     mlflow_port: int
     store_port: int
+    service_port: int
     postgres_programs: Path | None
     """The folder of PostgreSQL's programs. None: the newest of those that are installed."""
     failure_notification_url: str | None = field(repr=False)
@@ -64,7 +65,8 @@ class StackSettings:
     @property
     def ports(self) -> dict[str, int]:
         """The port of each server that has one."""
-        return {"prefect": self.prefect_port, "mlflow": self.mlflow_port, "store": self.store_port}
+        ports = {"prefect": self.prefect_port, "mlflow": self.mlflow_port, "store": self.store_port}
+        return {**ports, "service": self.service_port}
 
     @property
     def prefect_url(self) -> str:
@@ -112,6 +114,7 @@ def load_stack_settings(environment: Mapping[str, str] | None = None) -> StackSe
         prefect_port=_port(env, "STACK_PREFECT_PORT", 4200),
         mlflow_port=_port(env, "STACK_MLFLOW_PORT", 5000),
         store_port=_port(env, "STACK_STORE_PORT", 9000),
+        service_port=_port(env, "STACK_SERVICE_PORT", 8000),
         postgres_programs=programs,
         failure_notification_url=env.get("STACK_FAILURE_NOTIFICATION_URL") or None,
         public_urls={name: _root(env, f"STACK_{name.upper()}_URL") for name in ("prefect", "mlflow", "store")},
