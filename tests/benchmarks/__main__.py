@@ -1,6 +1,6 @@
 """Every figure of docs/figures.md, measured on this machine: `make bench`, or `make bench ARGS="training"` for a part.
 
-    python -m tests.benchmarks [training] [pipeline] [upload] [history] [cluster] [--pairs 3] [--seeds 5]
+    python -m tests.benchmarks [training] [pipeline] [upload] [history] [cluster] [serve] [--pairs 3] [--seeds 5]
 
 The data is MNIST, as the pipeline finds it: MNIST_MIRRORS names a mirror where the public ones are out of reach.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from infra.settings import load_settings
 from tasks.dataset_catalog import describe_dataset
 from tasks.datasets.obtain import obtain_dataset
-from tests.benchmarks import cluster, history, training, whole_pipeline
+from tests.benchmarks import cluster, history, serving, training, whole_pipeline
 from tests.benchmarks.rows import show
 
-PARTS = ("training", "pipeline", "upload", "history", "cluster")
+PARTS = ("training", "pipeline", "upload", "history", "cluster", "serve")
 
 
 def main() -> None:
@@ -48,6 +48,8 @@ def main() -> None:
         show(history.rows(folder, options.pairs))
     if "cluster" in parts:
         show(cluster.rows(folder, options.pairs))
+    if "serve" in parts:
+        show(serving.rows(options.pairs))
 
 
 def _processor() -> str:
