@@ -12,6 +12,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from .order import DatasetOrder
 from .output import say
@@ -89,8 +90,18 @@ class RunRecord:
             )
             for one in datasets
         ]
+
+        def log() -> None:
+            try:
+                self.client.log_inputs(self.run_id, datasets=inputs)
+            except MlflowException as error:
+                # Two runs that were the first with a data set, at the same moment: the other's is there now.
+                if "unique constraint" not in str(error).lower():
+                    raise
+                self.client.log_inputs(self.run_id, datasets=inputs)
+
         if inputs:
-            self.do(lambda: self.client.log_inputs(self.run_id, datasets=inputs), "log the data sets in MLflow")
+            self.do(log, "log the data sets in MLflow")
 
     def leave_to_program(self, key: str, step: int | None) -> None:
         """The program logs this metric itself: from now on it is not logged here."""
