@@ -42,8 +42,10 @@ class Audience:
     """Of the progress bar."""
     log_file: Path
     """Gets every line, those of an earlier attempt before them."""
-    on_epoch: Callable[[], None]
-    """Called after each epoch."""
+    on_epoch: Callable[[Mapping[str, Any]], None]
+    """Called after each epoch, with what its line tells."""
+    quiet: bool = False
+    """One of several trainings at once, whose lines would run into one another: its log alone has them."""
 
 
 def run_job(target: Compute, job: Job, audience: Audience) -> dict[str, float]:
@@ -51,7 +53,8 @@ def run_job(target: Compute, job: Job, audience: Audience) -> dict[str, float]:
     log_file = audience.log_file
     log_file.parent.mkdir(parents=True, exist_ok=True)
     progress = ProgressArtifact(audience.title)
-    progress.show(0)
+    if not audience.quiet:
+        progress.show(0)
     phases = _Phases()
     shown = _Shown()
     known = log_file.read_text().splitlines() if log_file.exists() else []
@@ -59,13 +62,13 @@ def run_job(target: Compute, job: Job, audience: Audience) -> dict[str, float]:
         try:
             for text, told in _behind(known, ((without_secrets(text), event) for text, event in lines)):
                 log.write(text + "\n")
-                if "unseen" not in told:
+                if "unseen" not in told and not audience.quiet:
                     shown.add(text)
                 phases.saw(told)
                 if "epoch" in told:
                     EPOCHS.info("%s", text)
-                    audience.on_epoch()
-                    if told["epochs"]:
+                    audience.on_epoch(told)
+                    if told["epochs"] and not audience.quiet:
                         progress.show(min(100.0, 100 * told["epoch"] / told["epochs"]))
         finally:
             shown.catch_up()

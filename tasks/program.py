@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from infra.errors import ArgumentError, ProgramInvalid
 from tasks.program_command import (
@@ -23,7 +22,7 @@ from tasks.program_files import read_files
 from tasks.program_parameters import DATA_FOLDER, Parameter, Value, WrongValue, written
 from tasks.program_project import EntryPoint, Objective, entry_point, read_project
 from tasks.program_requirements import read_requirements
-from tasks.yaml_values import did_you_mean
+from tasks.yaml_values import YamlValue, did_you_mean
 
 __all__ = ["Arguments", "EntryPoint", "Objective", "Parameter", "Program", "Value", "read_program"]
 
@@ -63,7 +62,10 @@ class Program:
     """The packages whose versions decide its results, where its `MLproject` names them."""
     import_ahead: tuple[str, ...] | None
     """The modules that may be imported before it begins, where its `MLproject` names them."""
-    search: Mapping[str, Any] | None
+    search: YamlValue | None
+    """What a search may try, as the `MLproject` says it: see `tasks.search.space`."""
+    trial: str | None
+    """`before_test`, or None."""
     files: tuple[Path, ...]
     """In a fixed order, under `folder`."""
     left_out: tuple[tuple[str, str], ...]
@@ -204,6 +206,7 @@ def read_program(folder: Path, entry: str | None = None) -> Program:
         key_packages=project.key_packages,
         import_ahead=_checked(project.import_ahead, names),
         search=project.search,
+        trial=project.trial,
         files=found_files.files,
         left_out=found_files.left_out,
     )

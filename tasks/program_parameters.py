@@ -145,7 +145,7 @@ def read_parameter(name: str, declared: YamlValue) -> Parameter:
     if "choices" in fields:
         parameter = replace(parameter, choices=_choices(fields["choices"], parameter))
     if "default" in fields and not fields["default"].is_empty:
-        parameter = replace(parameter, default=_value(fields["default"], parameter))
+        parameter = replace(parameter, default=value_in_file(fields["default"], parameter))
     return _of_data(parameter, declared)
 
 
@@ -162,7 +162,7 @@ def _type(given: YamlValue) -> str:
 def _bound(given: YamlValue | None, parameter: Parameter) -> float | None:
     if given is None or given.is_empty:
         return None
-    bound = _value(given, parameter)
+    bound = value_in_file(given, parameter)
     assert isinstance(bound, int | float)
     return bound
 
@@ -170,14 +170,14 @@ def _bound(given: YamlValue | None, parameter: Parameter) -> float | None:
 def _choices(given: YamlValue, parameter: Parameter) -> tuple[Value, ...]:
     if parameter.type in ("bool", "path") or parameter.dataset is not None:
         raise given.wrong(f"{given.name}: a parameter of type {parameter.type} has no choices.")
-    choices = tuple(_value(entry, parameter) for entry in given.sequence("a list such as [relu, gelu]"))
+    choices = tuple(value_in_file(entry, parameter) for entry in given.sequence("a list such as [relu, gelu]"))
     if not choices:
         raise given.expected("a list such as [relu, gelu], and not an empty one")
     return choices
 
 
-def _value(given: YamlValue, parameter: Parameter) -> Value:
-    """A value in the file, by its text: what YAML makes of it is refused where it can be taken for something else."""
+def value_in_file(given: YamlValue, parameter: Parameter) -> Value:
+    """A value in a file, by its text: what YAML makes of it is refused where it can be taken for something else."""
     if not given.is_single:
         raise given.expected(parameter.expected)
     if parameter.type in ("int", "float") and not given.is_quoted and re.match(r"[-+]?0\d", given.text):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from infra.errors import ArgumentError
 from tasks.program_parameters import Parameter, read_parameter
@@ -11,7 +11,7 @@ from tasks.yaml_values import YamlValue, closest, read_yaml
 
 _KEYS = (
     *("name", "entry_points", "python_env", "conda_env"),
-    *("objective", "continues", "key_packages", "import_ahead", "search"),
+    *("objective", "continues", "key_packages", "import_ahead", "search", "trial"),
 )
 _GOALS = {"max": "maximize", "maximise": "maximize", "min": "minimize", "minimise": "minimize"}
 
@@ -48,7 +48,9 @@ class Project:
     continues: str | None = None
     key_packages: tuple[str, ...] | None = None
     import_ahead: tuple[str, ...] | None = None
-    search: Mapping[str, Any] | None = None
+    search: YamlValue | None = None
+    """What a search may try, as it stands: see `tasks.search.space`."""
+    trial: str | None = None
     exists: bool = False
 
 
@@ -82,7 +84,8 @@ def read_project(folder: Path) -> Project:
         continues=_continues(fields["continues"]) if "continues" in fields else None,
         key_packages=_key_packages(fields["key_packages"]) if "key_packages" in fields else None,
         import_ahead=_import_ahead(fields["import_ahead"]) if "import_ahead" in fields else None,
-        search=_search(fields["search"]) if "search" in fields else None,
+        search=fields.get("search"),
+        trial=_trial(fields["trial"], "continues" in fields) if "trial" in fields else None,
         exists=True,
     )
 
@@ -132,6 +135,15 @@ def _continues(given: YamlValue) -> str:
     return "exact"
 
 
+def _trial(given: YamlValue, exact: bool) -> str:
+    if given.text != "before_test" or not exact:
+        raise given.wrong(
+            f"trial is {given.found}, expected before_test, beside continues: exact. With TRIAL in its environment\n"
+            "the program ends after its last epoch, before its test, and goes on from there when it is started without."
+        )
+    return "before_test"
+
+
 def _key_packages(given: YamlValue) -> tuple[str, ...]:
     entries = given.sequence("a list of packages such as [keras, tensorflow, numpy]")
     return tuple(entry.words("the name of a package") for entry in entries)
@@ -144,13 +156,6 @@ def _import_ahead(given: YamlValue) -> tuple[str, ...]:
         if not all(part.isidentifier() for part in name.split(".")):
             raise given.wrong(f"import_ahead names {name!r}, which is no module's name.\nExpected {expected}.")
     return names
-
-
-def _search(given: YamlValue) -> dict[str, Any]:
-    given.mapping()
-    data = given.data
-    assert isinstance(data, dict)
-    return data
 
 
 def entry_point(project: Project, name: str) -> EntryPoint:

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -152,6 +152,7 @@ def _facts(
         "sets_variables": sorted(sources.sets_variables),
         "hook": asked.hook,
         "continues": program.continues,
+        "trial": program.trial,
         "objective": {"metric": objective.metric, "goal": objective.goal} if objective else None,
         "seed": asked.seed,
         "variables": sorted(asked.variables),
@@ -171,7 +172,23 @@ def _make_bundle(folder: Path, program: Program, facts: Mapping[str, Any]) -> Pa
     return bundle
 
 
-def _command(settings: Settings, rebuild_environment: bool, attempt: Attempt) -> tuple[str, ...]:
+def with_parameters(training: Training, program: Program, asked: Asked, settings: Settings) -> Training:
+    """The training with other parameters, in the same bundle: what differs comes with the order.
+
+    What stands by for one of a search can so be any other. Raises `ArgumentError` as `Program.check` does.
+    """
+    arguments = program.check(asked.parameters, asked.arguments, tuple(training.datasets))
+    instead = {"command": arguments.command, "parameters": dict(arguments.parameters), "seed": asked.seed}
+    return replace(
+        training,
+        arguments=_identifying(program, asked, arguments),
+        command_for=partial(_command, settings, asked.rebuild_environment, instead=instead),
+    )
+
+
+def _command(
+    settings: Settings, rebuild_environment: bool, attempt: Attempt, instead: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
     datasets = {name: {"uri": dataset.uri, "sha256": dataset.sha256} for name, dataset in attempt.datasets.items()}
     order = {
         "run_id": attempt.run_id,
@@ -184,5 +201,7 @@ def _command(settings: Settings, rebuild_environment: bool, attempt: Attempt) ->
         # What is kept on a node is kept where the compute's other things are.
         "home": None if attempt.cache else str(settings.home),
         "rebuild_environment": rebuild_environment,
+        "trial": attempt.trial,
+        "instead": dict(instead or {}),
     }
     return ("train", json.dumps(order))

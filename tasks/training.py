@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,8 @@ class Attempt:
     accelerator: Accelerator
     cache: str | None
     """Folder of the compute for what is worth keeping between jobs."""
+    trial: bool = False
+    """It is one of a search."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,24 @@ def _text(value: Any, shown: int) -> str:
     return text[:shown]
 
 
+class TrialEnded(Exception):
+    """A training of a search ends before it is done; the text says why. Its run can be continued."""
+
+
+TRAINED = "trained"
+"""Tag of a run whose program ended as a trial does: all of it is done but its test and its model."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decides whether a training of a search goes on."""
+
+    metric: str
+    """The objective; each of its steps is a report."""
+    why_stopped: Callable[[Sequence[float]], str | None]
+    """Why a trial whose objective had these values, by report, is stopped; None: it is not."""
+
+
 @dataclass(frozen=True)
 class TrainingRequest:
     """A training that is wanted, and where it is to be recorded."""
@@ -158,6 +178,8 @@ class TrainingRequest:
     retrain: bool = False
     """Train even if a finished run has the same key."""
     accelerator: Accelerator = "auto"
+    judge: Judge | None = None
+    """Of a trial of a search: whether it goes on. One ends before the program's test, where that can be."""
 
     def workload(self, settings: Settings) -> Workload:
         """What a compute is asked to be ready for."""

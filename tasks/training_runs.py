@@ -2,8 +2,10 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import copysign, inf
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from prefect.runtime import flow_run
 
 from infra.addresses import without_secrets
 from infra.compute import program_files
-from infra.errors import LeaseLost, TrackerError
+from infra.errors import ArgumentError, LeaseLost, TrackerError
 from infra.experiment_tracker import ExperimentTracker, Run
 from infra.lease import Claims, Lease, claimant
 from infra.lock import is_held
@@ -21,7 +23,7 @@ from infra.source_code import source_state
 from infra.terminal import Stopped
 from tasks.cancellation import was_cancelled
 from tasks.handoffs import Dataset
-from tasks.training import Training, TrainingRequest
+from tasks.training import TRAINED, Judge, Training, TrainingRequest, TrialEnded
 
 LOGGER = logging.getLogger(__name__)
 
@@ -54,6 +56,31 @@ def find_finished(tracker: ExperimentTracker, experiment: str, key: str) -> Run 
     """The newest finished run of `experiment` with this training key that has all that a version needs."""
     runs = tracker.find_runs(experiment, {"training_key": key}, status="FINISHED")
     return next((run for run in runs if COMPLETE in run.tags), None)
+
+
+def find_trial(tracker: ExperimentTracker, request: TrainingRequest, judge: Judge) -> Run | None:
+    """The newest run with the training key that has all that the trial of a search needs."""
+    for run in tracker.find_runs(request.experiment, {"training_key": request.training.key}):
+        trained = TRAINED in run.tags or (run.status == "FINISHED" and COMPLETE in run.tags)
+        if trained or judge.why_stopped(list(curve_of(tracker, run.run_id, judge.metric).values())):
+            return run
+    return None
+
+
+def curve_of(tracker: ExperimentTracker, run_id: str, metric: str) -> dict[int, float]:
+    """The values of a metric by their steps, in the order of these."""
+    points = tracker.metric_histories(run_id, [metric])[metric]
+    # MLflow's database keeps the largest number there is for infinity.
+    return {step: value if abs(value) < sys.float_info.max else copysign(inf, value) for step, value in points}
+
+
+def never_reported(run: Run, metric: str) -> ArgumentError:
+    """The error that a run has no value of its objective."""
+    names = sorted(name for name in run.metrics if not name.startswith("phase_"))
+    return ArgumentError(
+        f"The objective {metric} was never reported in run {run.run_id}, which has: {', '.join(names) or 'none'}.\n"
+        "Name one of them as the objective in the MLproject, or let the program log it at each epoch."
+    )
 
 
 def why_nothing_to_train(tracker: ExperimentTracker, request: TrainingRequest) -> str | None:
@@ -166,12 +193,12 @@ def closing_run(tracker: ExperimentTracker, run_id: str, lease: Lease) -> Iterat
         if lease.lost or isinstance(error, LeaseLost):
             raise  # The run is another's, who goes on with it.
         # Not an Exception: Ctrl-C, SIGTERM (SystemExit, or Prefect's own TerminationSignal), Prefect's cancelling.
-        failed = isinstance(error, Exception)
+        ended, failed = isinstance(error, TrialEnded), isinstance(error, Exception)
         if not failed:
             tracker.hurry()
         cause = without_secrets(" ".join(str(error).split()))[:500] if failed else f"told to stop ({_name(error)})"
         try:
-            tracker.end_run(run_id, "FAILED" if failed else "KILLED", cause)
+            tracker.end_run(run_id, "FAILED" if failed and not ended else "KILLED", cause)
             # Asked after the run is closed, for Prefect may be slow to answer.
             if not failed and was_cancelled(error):
                 tracker.set_tags(run_id, {"cause": "cancelled in Prefect"})

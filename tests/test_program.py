@@ -21,7 +21,7 @@ python_env: python_env.yaml
 objective: {metric: val_accuracy, goal: maximize}
 continues: exact
 key_packages: [numpy]
-search: {trials: 3}
+search: {epochs: {int: [1, 3]}}
 entry_points:
   main:
     parameters:
@@ -71,7 +71,9 @@ def read(tmp_path: Path) -> Read:
 def test_an_mlproject_is_read_with_what_mlflow_ignores_in_it(fashion: Path) -> None:
     program = read_program(fashion)
     assert (program.name, program.objective) == ("fashion", Objective("val_accuracy", "maximize"))
-    assert (program.continues, program.key_packages, program.search) == ("exact", ("numpy",), {"trials": 3})
+    assert (program.continues, program.key_packages) == ("exact", ("numpy",))
+    assert program.search is not None
+    assert program.search.data == {"epochs": {"int": [1, 3]}}
     assert program.import_ahead is None
     project = fashion / "MLproject"
     project.write_text(project.read_text() + "import_ahead: [train, numpy.linalg]\n")

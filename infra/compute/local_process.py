@@ -25,6 +25,7 @@ from infra.compute.runner.devices import visible_gpus
 from infra.errors import ComputeUnavailable, TrainingFailed
 from infra.scratch import make_folder, remove_dead_folders, remove_folder
 from infra.settings import child_environment
+from infra.terminal import Stopped
 
 SECONDS_TO_STOP = 5.0
 """Between SIGTERM and SIGKILL; a program has nothing to save then, its checkpoints are on the store."""
@@ -42,6 +43,7 @@ class LocalProcess:
         self._accelerator = accelerator
         hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if accelerator == "cpu" else {}
         self._environment = child_environment(**environment, **hidden)
+        self._running: set[_Process] = set()
 
     cache: str | None = None
     job_identity: str | None = None
@@ -97,16 +99,22 @@ class LocalProcess:
             process.stop()
             process = None
         process = process or _Process(self._scratch, job.program, command, self._environment)
+        self._running.add(process)
         try:
             process.start_job(job.arguments)
             yield from process.lines()
         finally:
             process.stop()
+            self._running.discard(process)
+        if process.told_to_stop:
+            raise Stopped(signal.SIGTERM)
         if process.exit_code:
             raise _failure(job, process.exit_code)
 
     def release(self) -> None:
-        """Stop the processes that stand by."""
+        """Stop the processes that stand by, and tell those to stop that run jobs of other threads."""
+        for running in list(self._running):
+            running.tell_to_stop()
         with _standing_by_lock:
             processes = [_standing_by.pop(key) for key in list(_standing_by) if key[0] == self._accelerator]
         for process in processes:
@@ -118,6 +126,7 @@ class _Process:
 
     def __init__(self, scratch: Path, program: Path, command: str, environment: Mapping[str, str]) -> None:
         self._folder = make_folder(scratch)
+        self.told_to_stop = False
         shipped = self._folder / program.name
         for path in program_files(program):
             target = shipped / path.relative_to(program)
@@ -159,6 +168,11 @@ class _Process:
         for line in _pipe(self._process.stdout):
             yield line.decode(errors="replace").rstrip("\r\n")
         self._process.wait()
+
+    def tell_to_stop(self) -> None:
+        """Who reads its lines sees it end."""
+        self.told_to_stop = True
+        _signal_group(self._process.pid, signal.SIGTERM)
 
     def stop(self) -> None:
         """End the process and all that it started, and remove its folder."""

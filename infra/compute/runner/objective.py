@@ -15,6 +15,8 @@ from .record import RunRecord
 METRIC = "objective"
 
 SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_LOOKS_AT_A_TRIAL = 0.3
+"""Which may be ended at each step."""
 SECONDS_FOR_THE_LAST = 5.0
 STEPS_TOLD = 10
 """At most, of one look; a program may log thousands."""
@@ -23,8 +25,14 @@ STEPS_TOLD = 10
 class ObjectiveSteps:
     """Tells how far a program is that calls no `fit`, by the steps that MLflow has of its objective."""
 
-    def __init__(self, record: RunRecord, metric: str, epochs: int | None, lines_passed: Callable[[], int]) -> None:
-        """`epochs` is how many steps there will be, if that is known; `lines_passed` tells what the program wrote."""
+    def __init__(
+        self, record: RunRecord, metric: str, epochs: int | None, lines_passed: Callable[[], int], between: float
+    ) -> None:
+        """`epochs` is how many steps there will be, if that is known; `lines_passed` tells what the program wrote.
+
+        It looks once in `between` seconds.
+        """
+        self._between = between
         self._record, self._metric, self._epochs, self._lines_passed = record, metric, epochs, lines_passed
         self._last = max((step for key, step in record.logged if key == metric), default=-1)
         self._passed = 0
@@ -45,20 +53,22 @@ class ObjectiveSteps:
     def _follow(self) -> None:
         over = False
         while not over:
-            over = self._over.wait(SECONDS_BETWEEN_LOOKS)
+            over = self._over.wait(self._between)
             if not self._left:
                 self._look()
 
     def _look(self) -> None:
-        points: list[Metric] = []
+        found: list[Metric] = []
         with suppress(Exception):  # It is for the eye; who must have an answer from MLflow says that there is none.
-            points = self._record.client.get_metric_history(self._record.run_id, self._metric)
-        new = {point.step: point.value for point in points if point.step > self._last}
+            found = self._record.client.get_metric_history(self._record.run_id, self._metric)
+        new = {point.step: point.value for point in found if point.step > self._last}
         self._last = max((self._last, *new))
         # A program that says something itself at each step needs no second line of ours.
         speaks = {"unseen": True} if self._lines_passed() - self._passed >= len(new) else {}
-        for step in sorted(new)[-STEPS_TOLD:]:
-            say(f"step {step}  {self._metric} {new[step]:.4f}", epoch=step, epochs=self._epochs, **speaks)
+        points: list[tuple[int, float]] = sorted(new.items())
+        for number, (step, value) in enumerate(told := points[-STEPS_TOLD:], 1):
+            told_of = {"points": points} if number == len(told) else {}
+            say(f"step {step}  {self._metric} {value:.4f}", epoch=step, epochs=self._epochs, **told_of, **speaks)
         if new:
             self._passed = self._lines_passed()
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Program:
     """Names of variables that its sources set: those have no value before."""
     parameters: Mapping[str, Any] | None = None
     """By name; None: it has arguments alone."""
+    trial: str | None = None
+    """`before_test`: with TRIAL in its environment it ends before its test, and goes on from there without."""
 
     @property
     def python_words(self) -> tuple[bool, tuple[str, ...]] | None:
@@ -135,6 +137,10 @@ class Order:
     cache: Path | None = None
     home: Path = Path("~/.cache/keras-at-scale")
     rebuild_environment: bool = False
+    trial: bool = False
+    """It is one of a search, which may end it at any report."""
+    instead: Mapping[str, Any] = field(default_factory=dict)
+    """Facts of the program in place of those that it was shipped with: `command`, `parameters`, `seed`."""
 
 
 def read_datasets(facts: Mapping[str, Any]) -> tuple[tuple[DatasetOrder, ...], str | None]:
@@ -172,4 +178,6 @@ def parse_order(text: str) -> Order:
             cache=Path(facts["cache"]).expanduser() if facts.get("cache") else None,
             home=Path(home).expanduser(),
             rebuild_environment=bool(facts.get("rebuild_environment")),
+            trial=bool(facts.get("trial")),
+            instead={**told, "command": tuple(told["command"])} if (told := facts.get("instead")) else {},
         )

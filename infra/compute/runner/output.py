@@ -23,7 +23,8 @@ _KEPT_BYTES = 64_000_000
 EVENT = "\x1f"
 """Behind it stands, at the end of a line, what the line tells the flow, as a JSON object: `phase`, the one that begins;
 `took`, seconds by phase; `epoch`, the number of one that is over, and `epochs`, how many there will be, or null;
-`unseen`, that a person who reads all lines has no need of this one."""
+`points`, step and value of each new one of the objective; `unseen`, that a person who reads all lines has no need of
+this one."""
 
 _PLAIN = {ord("\n"): " "} | dict.fromkeys(map(ord, f"\x1d{LAST_WORDS}{EVENT}"))
 """What makes a text a line without meaning: the first of these marks begins a node's own lines."""

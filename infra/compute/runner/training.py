@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .locked import check_versions, listed_versions
 from .manifest import data_sha256
 from .mlflow_address import MlflowAddress
 from .model import KeptModel, ModelLogging
-from .objective import ObjectiveSteps, log_objective
+from .objective import SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_LOOKS_AT_A_TRIAL, ObjectiveSteps, log_objective
 from .order import DatasetOrder, Order, with_folders
 from .output import say
 from .outputs import OUTPUTS, log_outputs
@@ -56,6 +57,7 @@ class Training:
     def run(self, order: Order) -> None:
         """Do what is ordered. Raises `RunnerError` and its kinds, having ended what it started."""
         started = time.perf_counter()
+        self._program = replace(self._program, **order.instead)
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             # MLflow would look in, and make, a database in the folder that one happens to be in.
             raise UsageError(f"Run {order.run_id} is one of MLflow, and MLFLOW_TRACKING_URI does not say of which.")
@@ -80,8 +82,12 @@ class Training:
             # So that what is known then is told at once.
             checkpoints.start(lambda: fits.state, lambda: self._stage.inbox.put({"event": "snapshot"}), self._fail)
             self._begin(record, order, folders)
-            self._follow(record, checkpoints, fits)
-            self._post_process(record, order)
+            self._follow(record, checkpoints, fits, order.trial)
+            if order.trial and self._program.trial:
+                say("the trial ends here, before its test; the same training without a search goes on")
+                record.log_tags({"trained": self._program.trial})
+            else:
+                self._post_process(record, order)
         finally:
             for part in (self._keras, self._mlflow):
                 if part:
@@ -129,6 +135,7 @@ class Training:
         outputs.mkdir(exist_ok=True)
         checkpoints = str(self._stage.checkpoints)
         told = {"OUTPUTS_FOLDER": str(outputs), "CHECKPOINT_FOLDER": checkpoints, "MLFLOW_RUN_ID": order.run_id}
+        told |= {"TRIAL": "1"} if order.trial and self._program.trial else {}
         address = os.environ["MLFLOW_TRACKING_URI"]
         if self._program.requirements and self._program.uses_mlflow and not address.startswith("http"):
             self._mlflow = MlflowAddress(self._stage.scratch)
@@ -153,13 +160,16 @@ class Training:
             }
         )
 
-    def _follow(self, record: RunRecord, checkpoints: Checkpoints, fits: Fits) -> None:
+    def _follow(self, record: RunRecord, checkpoints: Checkpoints, fits: Fits, trial: bool) -> None:
         """Do what the program's events ask for until it has ended; raises unless it ended well."""
         epochs = {}
         objective = self._program.objective
         program = self._stage.started
+        between = SECONDS_BETWEEN_LOOKS_AT_A_TRIAL if trial else SECONDS_BETWEEN_LOOKS
         steps = (
-            ObjectiveSteps(record, objective.metric, self._epochs, lambda: program.lines_passed) if objective else None
+            ObjectiveSteps(record, objective.metric, self._epochs, lambda: program.lines_passed, between)
+            if objective
+            else None
         )
         while not isinstance(event := self._stage.inbox.get(), int):
             if isinstance(event, BaseException):
@@ -207,8 +217,10 @@ class Training:
         # Those of training first, and of each the loss.
         names = sorted(metrics, key=lambda name: (name.startswith("val_"), not name.endswith("loss")))
         shown = "".join(f"  {name} {metrics[name]:.4f}" for name in names)
-        say(f"epoch {epoch}/{epochs}{shown}  {seconds:.2f} s", epoch=epoch, epochs=epochs)
         step = fits.add(number, epoch)
+        objective = self._program.objective
+        points = {"points": [(step, metrics[objective.metric])]} if objective and objective.metric in metrics else {}
+        say(f"epoch {epoch}/{epochs}{shown}  {seconds:.2f} s", epoch=epoch, epochs=epochs, **points)
         values = {**metrics, "epoch_seconds": seconds}
         if number > 1:
             if fits.steps(number).start == step:
@@ -217,7 +229,6 @@ class Training:
                         record.log_point({"fit": earlier}, one, event["time_ms"])
             values["fit"] = number
         record.log_point(values, step, event["time_ms"])
-        objective = self._program.objective
         if objective and step == 1 and objective.metric not in metrics:
             say(f"{objective.metric}, the objective, is not among {', '.join(metrics)}; the program must log it itself")
         self._start_keras((epochs - epoch) * seconds)

@@ -16,7 +16,10 @@ from tracking import find_run
 
 
 def train(data: Path | None, epochs: int, steps: int, seed: int, seconds: float) -> None:
-    """Go on from the last checkpoint, if there is one, to the last epoch; write `outputs/model/weights.npz`."""
+    """Go on from the last checkpoint, if there is one, to the last epoch; write `outputs/model/weights.npz`.
+
+    With TRIAL in the environment it ends before it writes them, as a program does before its test.
+    """
     points, labels = read_points(data, "train")
     val_points, val_labels = read_points(data, "test")
     folder = os.environ.get("CHECKPOINT_FOLDER")
@@ -41,6 +44,8 @@ def train(data: Path | None, epochs: int, steps: int, seed: int, seconds: float)
             print(f"epoch {epoch} of {epochs}: loss {loss:.4f}, val_accuracy {accuracy:.4f}", flush=True)
         if epoch > logged:
             run.log(dict(zip(("loss", "val_accuracy"), history[epoch - 1], strict=True)), epoch)
+    if "TRIAL" in os.environ:
+        return
     model = Path(os.environ.get("OUTPUTS_FOLDER", "outputs")) / "model"
     model.mkdir(parents=True, exist_ok=True)
     np.savez(model / "weights.npz", weights=weights)

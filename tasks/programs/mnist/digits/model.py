@@ -1,5 +1,6 @@
 """The network of the tutorial, and what is asked of it after training."""
 
+import hashlib
 from dataclasses import dataclass
 
 import keras
@@ -42,6 +43,17 @@ def build_model(hyperparameters: Hyperparameters) -> keras.Model:
 def _dense(neurons: int, activation: str, name: str, seed: int) -> keras.layers.Layer:
     initializer = keras.initializers.GlorotUniform(seed=seed)
     return keras.layers.Dense(neurons, activation=activation, kernel_initializer=initializer, name=name)
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """SHA-256 over the name, shape, dtype and bytes of each weight, in the model's order: what identifies a model."""
+    digest = hashlib.sha256()
+    for layer in model.layers:
+        for weight in layer.weights:
+            array = weight.numpy()
+            digest.update(f"{layer.name}/{weight.name} {array.shape} {array.dtype.str}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

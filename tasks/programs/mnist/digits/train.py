@@ -3,7 +3,8 @@
     python -m digits.train --data-folder FOLDER [--epochs 20] ...
 
 With CHECKPOINT_FOLDER in the environment it can be killed at any time and continues with the same command; with
-MLFLOW_RUN_ID it writes to that run. Exit status: 0, or one of those in `errors.py`.
+MLFLOW_RUN_ID it writes to that run; with TRIAL it ends after the last epoch, and without it goes on to the test.
+Exit status: 0, or one of those in `errors.py`.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def train(options: argparse.Namespace) -> None:
     from .checkpoint import Checkpoints, EpochMetrics
     from .dataset import load_dataset
     from .device import choose_device
-    from .model import build_model, evaluate
+    from .model import build_model, evaluate, weights_sha256
     from .report import test_metrics, write_report
 
     record = None
@@ -90,6 +91,10 @@ def train(options: argparse.Namespace) -> None:
         )
 
     trained = training.train(asked, dataset, checkpoints, show, record.log_epoch if record else lambda metrics: None)
+    if "TRIAL" in os.environ:
+        if record:
+            record.log_tags({"weights_sha256": weights_sha256(trained.model)})
+        return
     print(f"post-processing the model of epoch {trained.best_epoch}, the best on the validation images", flush=True)
     test = evaluate(trained.model, dataset.test_images, dataset.test_labels)
     print(f"test_loss {test.loss:.4f}  test_accuracy {test.accuracy:.4f}")
