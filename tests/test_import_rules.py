@@ -69,6 +69,7 @@ def test_each_service_has_one_module(path: Path) -> None:
         "mlflow": {"mlflow_connection.py", "experiment_tracker.py", "serve.py"},
         "s3fs": set(),
         "ray": {"ray_dashboard.py"},
+        "optuna": {"sampling.py", "stopping.py"},
     }
     for library, home in homes.items():
         assert library not in top_levels(path) or path.name in home
