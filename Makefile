@@ -1,4 +1,5 @@
 # make train   train, register and fetch the model (ARGS="--epochs 2" passes flags on)
+# make search  the best of 20 trainings in the tutorial's space, poor ones stopped early (ARGS as of train)
 # make stack   Prefect, MLflow, an S3 store, PostgreSQL and a worker, with the schedule; Ctrl-C ends them
 # make serve   the champion as a web service, and the next one; Ctrl-C ends it (ARGS="--model-name fashion" and so on)
 # make quick   the tests that start no server and import no TensorFlow: a minute, after each change
@@ -23,10 +24,13 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train stack serve quick test check fix torture bench clean lock
+.PHONY: train search stack serve quick test check fix torture bench clean lock
 
 train: $(STAMP)
 	@$(BIN)/python -m flows.train_mnist $(ARGS)
+
+search: $(STAMP)
+	@$(BIN)/python -m flows.search $(ARGS)
 
 stack: $(STAMP)
 	@exec $(BIN)/python -m infra.stack

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 WORDS = (
-    *("train", "train_mnist", "promote", "serve", "predict"),
+    *("train", "train_mnist", "search", "promote", "serve", "predict"),
     *("datasets", "deploy", "doctor", "from_azureml"),
 )
 """Modules of this package, each a command."""

@@ -132,7 +132,7 @@ def close_work_pool() -> None:
 
 def complete_forms(datasets: Collection[str]) -> None:
     """Let the server refuse, for each of our deployments, what the flow would; see `flows.form`."""
-    ours = FlowFilter(name=FlowFilterName(any_=["train-mnist"]))
+    ours = FlowFilter(name=FlowFilterName(any_=["train-mnist", "search"]))
     with get_client(sync_client=True) as client:
         for deployment in client.read_deployments(flow_filter=ours):
             if schema := deployment.parameter_openapi_schema:

@@ -167,14 +167,19 @@ def publish_report(
         ("model version", registered.uri, tracker.version_url(registered)),
     )
     page = _markdown(report, facts, links)
+    publish_markdown(page, f"Report: {_headline(report)}")
+    curve = learning_curve(tracker.metric_histories(run.run_id, sorted(report.metrics)))
+    return replace(report, page=f"{page}\n\n{curve}" if curve else page)
+
+
+def publish_markdown(page: str, title: str) -> None:
+    """Put a page of Markdown among the artifacts of the flow run; a server that is away only gets a warning."""
     # Without a key: the link on the flow run's page then opens it, and not a list of the reports of all runs.
-    publish = partial(create_markdown_artifact, page, description=f"Report: {_headline(report)}")
+    publish = partial(create_markdown_artifact, page, description=title)
     try:
         ask("take the report", publish)
     except UNREACHABLE as error:
         LOGGER.warning("The report is not on the page of this flow run: %s", told_by_prefect(error))
-    curve = learning_curve(tracker.metric_histories(run.run_id, sorted(report.metrics)))
-    return replace(report, page=f"{page}\n\n{curve}" if curve else page)
 
 
 def summary(report: TrainingReport) -> str:

@@ -40,27 +40,54 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    program_flags(found, required=True)
+    found.add_argument(
+        "--seed", type=_seed, metavar="N", help="seed of Python, NumPy and Keras; by default none is set"
+    )
+    data_flags(found)
+    place_flags(found)
+    model_flags(found)
+    again = "train even if a finished run has the same training key"
+    found.add_argument("--retrain", action="store_true", help=again)
+    return found
+
+
+_AGAIN: dict[str, Any] = {"action": "append", "default": []}
+
+
+def program_flags(found: argparse.ArgumentParser, required: bool) -> None:
+    """Add what is said of a program; `required`: it must be named."""
     flag = found.add_argument_group("the program").add_argument
-    flag("--program", type=Path, required=True, metavar="FOLDER", help="folder of the program")
+    flag("--program", type=Path, required=required, metavar="FOLDER", help="folder of the program")
     flag("--entry", metavar="SCRIPT", help="its script, or another entry point than main")
-    again: dict[str, Any] = {"action": "append", "default": []}
-    flag("--param", **again, type=_pair, metavar="NAME=VALUE", help="parameter of its MLproject; again and again")
-    flag("--seed", type=_seed, metavar="N", help="seed of Python, NumPy and Keras; by default none is set")
-    flag("--env", **again, metavar="NAME", help="variable that it gets from here; again and again")
+    flag("--param", **_AGAIN, type=_pair, metavar="NAME=VALUE", help="parameter of its MLproject; again and again")
+    flag("--env", **_AGAIN, metavar="NAME", help="variable that it gets from here; again and again")
     flag("--rebuild-environment", action="store_true", help="build its own environment anew")
     flag("--no-hook", dest="hook", action="store_false", help="put nothing into its process")
+
+
+def data_flags(found: argparse.ArgumentParser) -> None:
+    """Add what is said of a program's data."""
     flag = found.add_argument_group("its data").add_argument
     kinds = "a folder (./name), an address, or the name of a data set, NAME or NAME@DIGEST"
-    flag("--data", **again, metavar="[NAME=]DATA", help=f"{kinds}; of several, each with a NAME=")
+    flag("--data", **_AGAIN, metavar="[NAME=]DATA", help=f"{kinds}; of several, each with a NAME=")
     flag("--dataset-name", metavar="NAME", help="name of the data set; by default that of its folder")
     flag("--in-place", action="store_true", help="leave it where it is, and read it there")
     flag("--overwrite-dataset", action="store_true", help="send it to the store even if it is there")
+
+
+def place_flags(found: argparse.ArgumentParser) -> None:
+    """Add where it runs."""
     place = found.add_argument_group("where it runs")
     flag = place.add_argument
     flag("--compute", choices=get_args(ComputeName), default="local", help="this machine, or a cluster of Ray")
     flag("--accelerator", choices=get_args(Accelerator), default="auto", help="gpu refuses to go on without")
     for name, field in ClusterOptions.model_fields.items():
         add_flag(place, name, field)
+
+
+def model_flags(found: argparse.ArgumentParser) -> None:
+    """Add what becomes of the model, and how the run is told of."""
     flag = found.add_argument_group("the model").add_argument
     flag("--model-name", type=model_name, metavar="NAME", help="registered model; by default the program's name")
     flag("--gate", choices=get_args(AnyGate), help="when a version replaces the champion")
@@ -70,10 +97,8 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     flag("--output-dir", type=Path, default=Path("model"), metavar="FOLDER", help=filled)
     flag = found.add_argument_group("the run").add_argument
     flag("--experiment", type=_experiment, metavar="NAME", help="MLflow experiment; by default the program's name")
-    flag("--retrain", action="store_true", help="train even if a finished run has the same training key")
     flag("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     flag("--debug", action="store_true", help="show tracebacks and debug messages")
-    return found
 
 
 def run(flow: Flow[..., TrainingReport], description: str, words: Sequence[str] | None = None) -> None:
@@ -98,15 +123,25 @@ def parse(
             f"unknown: {' '.join(unknown)}. What the script itself takes follows --, as it stands: -- {unknown[0]} ..."
         )
     values = {name: value for name, value in vars(given).items() if name in flow.parameters.properties}
+    facts = {"cluster": read_cluster(commands, given), "parameters": read_parameters(commands, given)}
+    return given, {**values, **facts, "arguments": list(words[cut + 1 :])}
+
+
+def read_cluster(commands: argparse.ArgumentParser, given: argparse.Namespace) -> ClusterOptions:
+    """What a cluster is asked for; leaves with status 2 for what is wrong."""
     told = {name: value for name in ClusterOptions.model_fields if (value := getattr(given, name)) is not None}
     try:
-        cluster = ClusterOptions.model_validate(told)
+        return ClusterOptions.model_validate(told)
     except ValidationError as error:
         commands.error("; ".join(f"--{str(one['loc'][-1]).replace('_', '-')}: {one['msg']}" for one in error.errors()))
+
+
+def read_parameters(commands: argparse.ArgumentParser, given: argparse.Namespace) -> dict[str, str]:
+    """What `--param` says, by name; leaves with status 2 for a name that is given twice."""
     repeated = [name for name, _ in given.param]
     if twice := [name for name in repeated if repeated.count(name) > 1]:
         commands.error(f"--param {twice[0]} is given twice")
-    return given, {**values, "cluster": cluster, "parameters": dict(given.param), "arguments": list(words[cut + 1 :])}
+    return dict(given.param)
 
 
 def prepared_here(parameters: Mapping[str, Any]) -> tuple[Prepared, Services]:

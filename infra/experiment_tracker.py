@@ -1,7 +1,7 @@
 """What is asked of MLflow: runs, their files, logged models and registered model versions."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from errno import ENOENT
 from functools import partial
@@ -131,6 +131,21 @@ class ExperimentTracker(MlflowConnection):
         now = int(time.time() * 1000)
         with self._translated(f"log metrics of run {run_id}"):
             self._client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+
+    def log_curve(self, run_id: str, metric: str, values: Sequence[float], params: Mapping[str, str]) -> None:
+        """Log parameters, and the values of a metric at the steps from 1 on; what the run has already is left."""
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        with self._translated(f"log {metric} of run {run_id}"):
+            known = {point.step for point in self._client.get_metric_history(run_id, metric)} if values else set()
+            new = [Metric(metric, value, now, step) for step, value in enumerate(values, 1) if step not in known]
+            # MLflow takes so many at a time.
+            for start in range(0, len(new), 1000):
+                self._client.log_batch(run_id, metrics=new[start : start + 1000])
+            left = [Param(key, value[:6000]) for key, value in params.items()]
+            for start in range(0, len(left), 100):
+                self._client.log_batch(run_id, params=left[start : start + 100])
 
     def metric_sum(self, run_id: str, metric: str) -> float:
         """The sum of a metric over all its steps."""

@@ -5,7 +5,7 @@ import subprocess
 
 from tests.pipeline import ROOT
 
-FLOWS = {"train_program", "train_mnist"}
+FLOWS = {"train_program", "train_mnist", "search"}
 """Their parameters are the form and the flags."""
 
 
