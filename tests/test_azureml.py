@@ -198,6 +198,24 @@ assert len(run.get_children()) == 3
     assert script.files == ["2/tables/all.jsonl"]
 
 
+def test_it_costs_next_to_nothing(script: Script) -> None:
+    ended = script.tour("""
+import time
+begun = time.perf_counter()
+from azureml.core import Run
+run = Run.get_context()
+print(time.perf_counter() - begun)
+def batch():
+    begun = time.perf_counter()
+    for value in range(100): run.log("x", value)
+    return (time.perf_counter() - begun) / 100
+print(min(batch() for _ in range(20)))
+""")
+    start, log = map(float, ended.stdout.split())
+    assert start < 0.2
+    assert log < 0.001
+
+
 @pytest.mark.parametrize(
     "line",
     ["from azureml.core import ScriptRunConfig", "run.submit_child", "import azureml.train", "run.input_datasets.x"],
