@@ -30,7 +30,8 @@ _GENERATORS = {
 def install(accepted: dict[str, str], runner: Any, when: Callable[..., None], warn: Callable[[str], None]) -> None:
     """Take `accepted`: old spellings, each with what it is today."""
     taken = _Taken(accepted, runner.tell, warn)
-    sys.meta_path.insert(0, taken)
+    # Last: TensorFlow has modules of such names within itself.
+    sys.meta_path.append(taken)
     when("numpy", taken.numpy)
     when("keras", taken.keras)
 
@@ -51,7 +52,7 @@ class _Taken:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """A module that passes on what is asked of it."""
-        old = re.sub(r"^(tensorflow\.(python\.)?|keras\._tf_keras\.)", "", name)
+        old = re.sub(r"^(tensorflow\.|keras\._tf_keras\.)", "", name)
         if not old.startswith("keras.") or old not in self._accepted:
             return None
         self.say(old)
@@ -61,7 +62,7 @@ class _Taken:
         """Python's own will do."""
 
     def exec_module(self, module: types.ModuleType) -> None:
-        old = re.sub(r"^(tensorflow\.(python\.)?|keras\._tf_keras\.)", "", module.__name__)
+        old = re.sub(r"^(tensorflow\.|keras\._tf_keras\.)", "", module.__name__)
         module.__dict__["__getattr__"] = functools.partial(getattr, importlib.import_module(self._accepted[old]))
 
     def numpy(self, numpy: Any) -> None:
