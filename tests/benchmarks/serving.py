@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from tests.benchmarks.rows import Row
 from tests.pipeline import ROOT, descendants
@@ -92,9 +91,7 @@ class Server:
     @property
     def megabytes(self) -> float:
         """Of it and its children, what they share counted once."""
-        found = [
-            one.memory_full_info().pss for one in (psutil.Process(self.process.pid), *descendants(self.process.pid))
-        ]
+        found = [one.memory_full_info().pss for one in descendants(self.process.pid)]
         return float(sum(found)) / 1e6
 
 
