@@ -83,6 +83,8 @@ _FAILURES = (
     ),
     (r"[Tt]imed? ?out", "it does not answer"),
     (r"too many \d+ error responses|error code 5\d\d|TEMPORARILY_UNAVAILABLE", "the server is in trouble"),
+    # Of two processes that set the same tag, MLflow lets both add it. The next time it is there.
+    (r"UNIQUE constraint failed|duplicate key value|Duplicate entry", "another process wrote the same at that moment"),
     (r"Connection reset|Connection aborted|RemoteDisconnected|closed the connection", "the connection broke off"),
 )
 """What may have passed when the same call is made later."""

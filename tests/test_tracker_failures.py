@@ -116,6 +116,20 @@ def test_a_full_disk_is_called_one(made: tuple[Path, str], tmp_path: Path) -> No
             tracker.read_file(run_id, "long.txt", tmp_path / "disk")
 
 
+def test_a_tag_that_another_process_sets_at_that_moment_is_worth_another_attempt(
+    made: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(made[0], tmp_path / "home")
+    tracker = ExperimentTracker(load_settings({"PIPELINE_HOME": str(tmp_path / "home")}))
+    tracker.experiments()
+    with closing(sqlite3.connect(tmp_path / "home" / "mlflow" / "mlflow.db")) as connection, connection:
+        # Between MLflow's look and its writing.
+        insert = "INSERT INTO tags (key, value, run_uuid) VALUES (NEW.key, 'of another', NEW.run_uuid)"
+        connection.execute(f"CREATE TRIGGER meanwhile BEFORE INSERT ON tags WHEN NEW.key = 'key' BEGIN {insert}; END")
+    with pytest.raises(TrackerUnreachable, match="another process wrote the same at that moment"):
+        tracker.set_tags(made[1], {"key": "value"})
+
+
 class Answer(BaseHTTPRequestHandler):
     """Answers everything in the same way."""
 
