@@ -8,7 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.torture import machines, services, signals
-from tests.torture.attempts import Attempt, Point, cell, ends_of_tracebacks, epoch_line, living, wait_until_all_ended
+from tests.torture.attempts import (
+    SECONDS_TO_END,
+    Attempt,
+    Point,
+    cell,
+    ends_of_tracebacks,
+    epoch_line,
+    living,
+    wait_until_all_ended,
+)
 from tests.torture.bench import Bench
 from tests.torture.facts import store_folder
 from tests.torture.kills import Case, compared, ended_well, expect
@@ -46,7 +55,7 @@ def bit_flips(bench: Bench, seconds: float) -> Case:
         expect(case, reached is not None, f"it ended before epoch {epoch}: {attempt.said()}")
         attempt.process.kill()
         attempt.wait()
-        case.differences += wait_until_all_ended(pipeline)
+        case.differences += wait_until_all_ended(pipeline, SECONDS_TO_END * bench.load)
         flipped.append(f"stored {_flip(bench, rng, store_folder(pipeline) / 'datasets')}")
         if epoch == second:
             flipped.append(f"downloaded {_flip(bench, rng, pipeline.folder / 'home' / 'datasets')}")

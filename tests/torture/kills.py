@@ -158,10 +158,10 @@ def _run_and_kill(bench: Bench, mirror: HttpServer, home: Pipeline, kill: Kill) 
         case.saw = "nothing: the run goes on without it"
     case.differences += attempt.tracebacks
     if kill.at_once:
-        _, alive = psutil.wait_procs(still_running(orphans), SECONDS_TO_END)
+        _, alive = psutil.wait_procs(still_running(orphans), SECONDS_TO_END * bench.load)
         case.differences += [f"an orphan of an earlier run lives on: {shown(one)}" for one in still_running(alive)]
     else:
-        case.differences += wait_until_all_ended(home)
+        case.differences += wait_until_all_ended(home, SECONDS_TO_END * bench.load)
     return case, attempt
 
 
@@ -188,7 +188,7 @@ def compared(bench: Bench, home: Pipeline, case: Case, outcome: dict[str, Any] |
         if status:
             case.differences.append(f"the command again ended with {status}: {attempt.said()}")
             return case
-    case.differences += wait_until_all_ended(home)
+    case.differences += wait_until_all_ended(home, SECONDS_TO_END * bench.load)
     case.differences += bench.compare(home, outcome)
     return case
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.mlflow_server import MlflowServer
 from tests.pipeline import Pipeline, wait_until
 from tests.s3_server import KEY_ID, SECRET, S3Server, s3_server
-from tests.torture.attempts import POINTS, Attempt, Point, cell, epoch_line, wait_until_all_ended
+from tests.torture.attempts import POINTS, SECONDS_TO_END, Attempt, Point, cell, epoch_line, wait_until_all_ended
 from tests.torture.bench import Bench
 from tests.torture.kills import Case, compared, ended_well, expect
 from tests.torture.signals import stop_group
@@ -215,7 +215,7 @@ def _hangs(bench: Bench, seconds: float, pipeline: Pipeline, server: MlflowServe
         else:
             case.differences += [f"at {point}: {wrong}" for wrong in stop_group(bench, attempt, signal.SIGINT)]
         server.go_on()
-        case.differences += wait_until_all_ended(pipeline)
+        case.differences += wait_until_all_ended(pipeline, SECONDS_TO_END * bench.load)
     attempt = Attempt(pipeline)
     if attempt.reach(Point("epoch", epoch=second)) is not None:
         server.stop()
