@@ -11,11 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.background import in_background
 from infra.compute import Job
 from infra.compute.local_process import LocalProcess
 from infra.compute.runner.devices import visible_gpus
 from infra.errors import ComputeUnavailable, TrainingFailed
 from infra.scratch import dead_folders
+from infra.terminal import Stopped
 from tests.pipeline import ROOT, still_running, wait_until
 
 
@@ -65,6 +67,15 @@ def test_the_program_gets_its_arguments_and_the_environment_and_a_folder_of_its_
     *_, said = compute.run(Job(toy, ("train", "--flag=a b", "it's")))
     assert said.startswith("""['train', '--flag=a b', "it's"] here""")
     assert str(tmp_path / "scratch") in said
+
+
+def test_released_it_ends_the_jobs_of_other_threads(compute: LocalProcess, tmp_path: Path) -> None:
+    toy = program(tmp_path, f"open({str(tmp_path / 'runs')!r}, 'w').close()\ntime.sleep(600)")
+    job = in_background(lambda: list(compute.run(Job(toy, ("train",)))))
+    wait_until((tmp_path / "runs").exists, 60, "the job")
+    compute.release()
+    with pytest.raises(Stopped):
+        job.result(30)
 
 
 @pytest.mark.parametrize(("body", "told"), [("sys.exit(3)", "exit status 3"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
