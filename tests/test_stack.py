@@ -117,6 +117,9 @@ def test_the_deployments_arrived_as_they_are_written(stack: Stack) -> None:
     on_demand, nightly = stack.deployment("on-demand"), stack.deployment("nightly")
     assert on_demand["enforce_parameter_schema"]
     assert nightly["enforce_parameter_schema"]
+    search = stack.api("GET", "/deployments/name/search/on-demand")
+    assert (search["enforce_parameter_schema"], search["global_concurrency_limit"]["limit"]) == (True, 1)
+    assert not search["parameter_openapi_schema"]["additionalProperties"]
     assert on_demand["global_concurrency_limit"]["limit"] == 2
     assert on_demand["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert nightly["global_concurrency_limit"]["limit"] == 1
