@@ -1,7 +1,6 @@
 """The flags of `flows.search`."""
 
 import argparse
-import atexit
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from flows.search_report import SearchReport, summary
 from flows.search_subject import search_of, subject_of
 from flows.train_command import data_flags, model_flags, place_flags, program_flags, read_cluster, read_parameters
 from infra.compute import check_options
-from infra.scratch import make_folder, remove_folder
+from infra.scratch import make_folder
 from infra.services import Services
 from infra.settings import load_settings
 from infra.tracker_process import TrackerProcess
@@ -106,7 +105,6 @@ def _search(flow: Flow[..., SearchReport], parameters: Mapping[str, Any]) -> Sea
     services = Services(settings, TrackerProcess(settings))
     check_output_dir(parameters["output_dir"])
     bundle: Path = make_folder(settings.scratch_folder)
-    atexit.register(remove_folder, bundle)
     search_of(parameters, subject_of(parameters, services, bundle), services)
     report: SearchReport = outcome_of(flow, parameters)
     return report

@@ -1,7 +1,6 @@
 """The flags of `flows.train`, and the plan: what would run, and why."""
 
 import argparse
-import atexit
 import json
 import re
 import shlex
@@ -21,7 +20,7 @@ from flows.preflight import head_start, preflight
 from flows.program_preflight import EXPERIMENT_NAME, Prepared, prepare, wanted_of
 from flows.reporting import TrainingReport, summary
 from infra.compute import Accelerator, ClusterOptions, ComputeName, check_options, compute_target
-from infra.scratch import make_folder, remove_folder
+from infra.scratch import make_folder
 from infra.services import Services
 from infra.settings import load_settings
 from infra.tracker_process import TrackerProcess
@@ -152,7 +151,6 @@ def prepared_here(parameters: Mapping[str, Any]) -> tuple[Prepared, Services]:
     check_output_dir(parameters["output_dir"])
     # Until this process ends: what stands by is started from it, in the background.
     bundle = make_folder(settings.scratch_folder)
-    atexit.register(remove_folder, bundle)
     return prepare(wanted_of(parameters), services, bundle), services
 
 

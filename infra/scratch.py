@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from infra.terminal import at_end
+
 _locks: dict[Path, int] = {}
+_made_by = os.getpid()
 
 
 def make_folder(scratch: Path) -> Path:
-    """A new folder under `scratch`; `remove_folder` removes it or, if we are killed before, whoever asks next."""
+    """A new folder under `scratch`, until `remove_folder` or our end; if we are killed, who asks next removes it."""
     scratch.mkdir(parents=True, exist_ok=True)
     remove_dead_folders(scratch)
     while True:
@@ -37,6 +40,16 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if (descriptor := _locks.pop(folder, None)) is not None:
         os.close(descriptor)
+
+
+def _remove_all() -> None:
+    """Remove what a way out that was cut short has left: who removes a folder may be interrupted in that."""
+    if os.getpid() == _made_by:  # And not a fork of ours, which knows of the same folders.
+        for folder in list(_locks):
+            remove_folder(folder)
+
+
+at_end(_remove_all)
 
 
 @contextmanager

@@ -2,16 +2,15 @@
 
 import logging
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 from infra.compute import program_sha256
 from infra.errors import ArgumentError, ModelMismatch, SettingsError
 from infra.experiment_tracker import Run
-from infra.scratch import make_folder, remove_folder
+from infra.scratch import make_folder
 from infra.settings import PROJECT_ROOT, Settings
-from infra.terminal import at_end
 from tasks.dataset_catalog import DatasetDescription
 from tasks.program import read_program
 from tasks.program_scores import ProgramScores
@@ -50,7 +49,6 @@ def _bundled(sha256: str, hyperparameters: Hyperparameters, dataset: str, settin
     asked = Asked({name: str(value) for name, value in hyperparameters.model_dump().items()})
     try:
         bundle = make_folder(settings.scratch_folder)
-        at_end(partial(remove_folder, bundle))
         return program_training(read_program(PROGRAM), asked, {dataset: ""}, bundle, settings)
     except OSError as error:
         raise SettingsError(

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from infra.scratch import dead_folders, make_folder, temporary_folder
 from tests.pipeline import ROOT
 
@@ -24,6 +26,27 @@ def other_process(scratch: Path, *prefix: str) -> tuple[subprocess.Popen[str], P
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
+
+
+END = """
+import os, sys
+from pathlib import Path
+from infra.scratch import make_folder
+from infra.terminal import _end_within
+folder = make_folder(Path(sys.argv[1]))
+if not os.fork():
+    sys.exit()
+os.wait()
+assert folder.exists(), "a fork is not its owner"
+if sys.argv[2] == "cut short":
+    _end_within(0, 0)
+"""
+
+
+@pytest.mark.parametrize("how", ["by itself", "cut short"])
+def test_a_process_that_ends_leaves_none(tmp_path: Path, how: str) -> None:
+    subprocess.run([sys.executable, "-c", END, str(tmp_path), how], cwd=ROOT, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_who_needs_a_folder_removes_those_of_the_dead_and_no_other(tmp_path: Path) -> None:
