@@ -16,10 +16,14 @@ def test_nothing_in_the_home_is_writable_for_others(tmp_path: Path) -> None:
         "settings = load_settings()\n"
         "(make_folder(settings.scratch_folder) / 'file').touch()\n"
         "ObjectStore(settings.object_store_uri).put_bytes('a/b', b'1')\n"
+        # Now, for its working folders go with the process.
+        "for path in (settings.home, *settings.home.rglob('*')):\n"
+        "    print(path.stat().st_mode, path)\n"
     )
     home = tmp_path / "home"
     command = [sys.executable, "-c", code]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "PIPELINE_HOME": str(home)}, umask=0, check=True)
-    made = [home, *home.rglob("*")]
-    assert len(made) > 5
-    assert [path for path in made if path.stat().st_mode & 0o022] == []
+    environment = {**os.environ, "PIPELINE_HOME": str(home)}
+    made = subprocess.run(command, cwd=ROOT, env=environment, umask=0, check=True, capture_output=True, text=True)
+    modes = {path: int(mode) for mode, _, path in (line.partition(" ") for line in made.stdout.splitlines())}
+    assert len(modes) > 6
+    assert [path for path, mode in modes.items() if mode & 0o022] == []
