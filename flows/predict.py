@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.model_argument import add_model_name
 from infra.background import in_background
 from infra.errors import ArgumentError, PipelineError, UsageError
 from infra.scratch import temporary_folder
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, metavar="PATH", help="what is to be predicted")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.csv", help="where the predictions go")
-    parser.add_argument("--model-name", default="keras-dnn-mnist", metavar="NAME", help="default %(default)s")
+    add_model_name(parser)
     parser.add_argument("--alias", default=CHAMPION, metavar="ALIAS", help="default %(default)s")
     parser.add_argument("--probabilities", action="store_true", help="all that the model gives for a row, too")
     parser.add_argument("--trust-code", action="store_true", help="load a model that needs its program's own code")

@@ -20,7 +20,6 @@ import argparse
 import getpass
 import json
 import logging
-import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,11 +28,12 @@ from datetime import UTC, date, datetime, timedelta
 from math import isfinite
 from typing import Any
 
+from flows.model_argument import add_model_name
 from infra.errors import ArgumentError, PipelineError, UsageError
 from infra.experiment_tracker import ExperimentTracker, Version
 from infra.services import Services
 from infra.settings import load_settings
-from tasks.champion import DECISION, MODEL_NAME, champions, history, standing
+from tasks.champion import DECISION, champions, history, standing
 from tasks.promote_version import promote
 from tasks.registry.decision import OUTCOME
 
@@ -175,9 +175,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with --version or --rollback: make it champion although the gate decided against it",
     )
-    parser.add_argument(
-        "--model-name", type=_model_name, default="keras-dnn-mnist", metavar="NAME", help="default %(default)s"
-    )
+    add_model_name(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -196,12 +194,6 @@ def _moment(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text}: {error}; expected 2026-11-23 or 2026-11-23T14:30:00+01:00"
         ) from error
-    return text
-
-
-def _model_name(text: str) -> str:
-    if not re.fullmatch(MODEL_NAME, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no model's name: a letter, a digit or _, then dots and - too")
     return text
 
 

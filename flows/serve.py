@@ -20,7 +20,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -34,6 +33,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from flows.model_argument import add_model_name
 from infra.background import in_background
 from infra.errors import ArgumentError, PipelineError, UsageError
 from infra.lock import hold, is_held
@@ -48,7 +48,7 @@ from infra.services import Services
 from infra.settings import Settings, load_settings
 from infra.stack.guard import Guard
 from infra.tracker_process import TrackerProcess
-from tasks.champion import CHAMPION, MODEL_NAME
+from tasks.champion import CHAMPION
 from tasks.served_version import SECONDS_BETWEEN, ServedVersion, Wanted
 
 LOGGER = logging.getLogger("flows.serve")
@@ -236,9 +236,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", nargs="?", choices=ACTIONS, default="serve", help="default: serve")
-    parser.add_argument(
-        "--model-name", type=_model_name, default="keras-dnn-mnist", metavar="NAME", help="default %(default)s"
-    )
+    add_model_name(parser)
     parser.add_argument("--alias", default=CHAMPION, metavar="ALIAS", help="default %(default)s")
     parser.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="default %(default)s: this machine alone")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="default %(default)s; 0: a free one")
@@ -249,12 +247,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
-
-
-def _model_name(text: str) -> str:
-    if not re.fullmatch(MODEL_NAME, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no model's name: a letter, a digit or _, then dots and - too")
-    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
