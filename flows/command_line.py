@@ -66,8 +66,12 @@ def parse(options: type[BaseModel], parser: argparse.ArgumentParser, given: argp
     try:
         return options.model_validate(values)
     except ValidationError as error:
-        wrong = (f"--{_flag(problem['loc'][-1])} {problem['input']}: {problem['msg']}" for problem in error.errors())
-        parser.error("; ".join(wrong))
+        parser.error(wrong_flags(error))
+
+
+def wrong_flags(error: ValidationError) -> str:
+    """Each wrong flag with what it was given and what is wrong with that."""
+    return "; ".join(f"--{_flag(one['loc'][-1])} {one['input']}: {one['msg']}" for one in error.errors())
 
 
 def run_from_terminal(flow: Flow[..., Any], before: Callable[[Mapping[str, Any]], None], show: Any) -> None:

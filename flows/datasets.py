@@ -23,8 +23,9 @@ from dataclasses import asdict
 from datetime import UTC
 from typing import Any
 
+from flows.plain_command import failed
 from infra.addresses import without_secrets
-from infra.errors import ArgumentError, PipelineError, UsageError
+from infra.errors import ArgumentError, PipelineError
 from infra.object_store import ObjectStore
 from infra.settings import load_settings
 from tasks.datasets.stored import SHORT, StoredDataset, delete_dataset, find_version, list_datasets
@@ -102,10 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answer = {"store": without_secrets(store.uri), "datasets": [as_dict(one) for one in found]}
             lines = table(found, store)
     except PipelineError as error:
-        if asked.debug:
-            raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
+        return failed(error, asked.debug)
     sys.stdout.write(json.dumps(answer) + "\n" if asked.json else lines)
     return 0
 

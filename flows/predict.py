@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.model_argument import add_model_name
+from flows.plain_command import add_model_name, failed
 from infra.background import in_background
-from infra.errors import ArgumentError, PipelineError, UsageError
+from infra.errors import ArgumentError, PipelineError
 from infra.scratch import temporary_folder
 from infra.service.contract import BadRequest, check_finite, to_array
 from infra.service.network import import_keras
@@ -115,10 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         done = predict(asked)
     except PipelineError as error:
-        if asked.debug:
-            raise
-        infra.terminal.say(f"{type(error).__name__}: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
+        return failed(error, asked.debug)
     told = f"{done['rows']:,} rows predicted by version {done['model_version']} of {done['model']}: {done['output']}\n"
     sys.stdout.write(json.dumps(done) + "\n" if asked.json else told)
     return 0

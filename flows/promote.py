@@ -28,8 +28,8 @@ from datetime import UTC, date, datetime, timedelta
 from math import isfinite
 from typing import Any
 
-from flows.model_argument import add_model_name
-from infra.errors import ArgumentError, PipelineError, UsageError
+from flows.plain_command import add_model_name, failed
+from infra.errors import ArgumentError, PipelineError
 from infra.experiment_tracker import ExperimentTracker, Version
 from infra.services import Services
 from infra.settings import load_settings
@@ -208,10 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = answer(asked)
     except PipelineError as error:
-        if asked.debug:
-            raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
+        return failed(error, asked.debug)
     sys.stdout.write(json.dumps(report.as_dict()) + "\n" if asked.json else summary(report))
     return 0
 

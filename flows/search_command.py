@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Flow
+from pydantic import ValidationError
 
-from flows.command_line import add_flag, options_model, outcome_of, run_parsed
+from flows.command_line import add_flag, options_model, outcome_of, run_parsed, wrong_flags
 from flows.prefect_server import check_reachable
 from flows.search_report import SearchReport, summary
 from flows.search_subject import search_of, subject_of
@@ -88,11 +89,8 @@ def read(commands: argparse.ArgumentParser, flow: Flow[..., Any], given: argpars
     options = options_model(flow)
     try:
         checked = options.model_validate(chosen)
-    except ValueError as error:
-        problems = error.errors() if hasattr(error, "errors") else []
-        commands.error(
-            "; ".join(f"--{str(one['loc'][0]).replace('_', '-')} {one['input']}: {one['msg']}" for one in problems)
-        )
+    except ValidationError as error:
+        commands.error(wrong_flags(error))
     values = {name: getattr(checked, name) for name in options.model_fields}
     return {**values, "parameters": {**own, **asked}, "cluster": read_cluster(commands, given)}
 

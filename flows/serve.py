@@ -33,9 +33,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from flows.model_argument import add_model_name
+from flows.plain_command import add_model_name, failed
 from infra.background import in_background
-from infra.errors import ArgumentError, PipelineError, UsageError
+from infra.errors import ArgumentError, PipelineError
 from infra.lock import hold, is_held
 from infra.private_file import write_private
 from infra.service.application import OPEN_PATHS, application
@@ -260,10 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return ACTIONS[asked.action](asked, load_settings())
     except PipelineError as error:
-        if asked.debug:
-            raise
-        infra.terminal.say(f"{type(error).__name__}: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
+        return failed(error, asked.debug)
 
 
 if __name__ == "__main__":

@@ -129,8 +129,6 @@ def _train(request: TrainingRequest, attempt: Attempt, target: Compute, machine:
         audience = Audience(
             title=f"Training, {training.epochs} epochs" if training.epochs else "Training",
             log_file=log_file,
-            # The downloaded model will be tried in a process of its own. Its start takes 5 s of one core,
-            # and a training of this size leaves one idle.
             on_epoch=_on_epoch(request, run_id, target, machine, tracker),
             quiet=request.judge is not None,
         )

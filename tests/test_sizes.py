@@ -12,7 +12,9 @@ FLOWS = {"train_program", "train_mnist", "search"}
 def test_files_functions_and_signatures_are_short() -> None:
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     too_long = []
-    for name in (name for name in listed.stdout.split() if not name.startswith("tests/")):
+    # One that was just removed is listed until that is staged.
+    there = [name for name in listed.stdout.split() if not name.startswith("tests/") and (ROOT / name).exists()]
+    for name in there:
         text = (ROOT / name).read_text()
         too_long += [f"{name}: {lines} lines"] if (lines := text.count("\n")) > 350 else []
         for node in ast.walk(ast.parse(text)):

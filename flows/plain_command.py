@@ -1,8 +1,10 @@
-"""The flag by which commands are told of a registered model."""
+"""What commands that are no flow have in common: the flag that names a model, and how a failure is told."""
 
 import argparse
 import re
 
+from infra import terminal
+from infra.errors import PipelineError, UsageError
 from tasks.champion import MODEL_NAME
 
 
@@ -17,3 +19,11 @@ def _model_name(text: str) -> str:
     if not re.fullmatch(MODEL_NAME, text):
         raise argparse.ArgumentTypeError(f"{text!r} is no model's name: a letter, a digit or _, then dots and - too")
     return text
+
+
+def failed(error: PipelineError, debug: bool) -> int:
+    """The exit status of a command that failed with this error, which is told in its words; raises it for `debug`."""
+    if debug:
+        raise error
+    terminal.say(f"{type(error).__name__}: {error}\n")
+    return terminal.WRONG_USAGE if isinstance(error, UsageError) else 1
